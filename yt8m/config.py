@@ -1,0 +1,232 @@
+"""A run's whole configuration: frozen, validated, written to JSON and read back."""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from yt8m import schema
+from yt8m.errors import UserError, near_matches
+
+SELECTION_METHODS = (
+    "random",  # with replacement, as the starter code and the 2017 winner draw
+    "random_without_replacement",
+    "contiguous",  # a window at a random place
+    "even",  # evenly spaced; what evaluation always uses
+)
+
+
+PRECISIONS = ("float32", "bfloat16")
+# What a resumed run may change; all else makes it another run.
+CHANGEABLE = {
+    *("train_data_pattern", "eval_data_pattern", "batch_size", "num_epochs"),
+    *("max_steps", "shuffle_window", "on_bad_record", "base_learning_rate"),
+    *("lr_schedule", "learning_rate_decay", "learning_rate_decay_examples"),
+    *("warmup_examples", "save_checkpoint_minutes", "save_checkpoint_steps"),
+    *("keep_checkpoints", "eval_steps", "log_steps"),
+}
+LR_SCHEDULES = ("exponential", "constant", "cosine", "slanted_triangular")
+
+
+@dataclass(frozen=True)
+class FrameSelection:
+    """Which frames of a video a model takes.
+
+    Attributes:
+        count: how many; None takes all.
+        method: one of `SELECTION_METHODS`; training only, evaluation takes `count`
+            evenly spaced frames.
+        skip_first: frames left out at the start of every video that has more.
+    """
+
+    count: int | None = None
+    method: str = "random"
+    skip_first: int = 0
+
+    def __post_init__(self):
+        if self.count is not None and self.count < 1:
+            raise UserError(f"`count` of frames must be positive, not {self.count}.")
+        if self.method not in SELECTION_METHODS:
+            raise UserError(
+                f"Unknown frame selection {self.method}. "
+                f"{near_matches(self.method, SELECTION_METHODS)}"
+            )
+        if self.skip_first < 0:
+            raise UserError(f"`skip_first` must be >= 0, not {self.skip_first}.")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read from each record.
+
+    Attributes:
+        level: `"frame"` (SequenceExample) or `"video"` (Example).
+        features: name and size of each feature, in the order of concatenation.
+        num_classes: labels are 0 .. num_classes - 1.
+        max_frames: frames beyond are cut off.
+        frames: the frames taken of each video; frame level only.
+        float_features: the frame features that hold floats; the others hold bytes.
+    """
+
+    level: str
+    features: dict[str, int]
+    num_classes: int = schema.NUM_CLASSES
+    max_frames: int = schema.MAX_FRAMES
+    frames: FrameSelection = FrameSelection()
+    float_features: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        if self.level not in ("frame", "video"):
+            raise UserError(f"`level` must be frame or video, not {self.level!r}.")
+        if not self.features:
+            raise UserError("No feature is named; give --feature_names.")
+        for name, size in self.features.items():
+            if size < 1:
+                raise UserError(f"The size of feature {name} must be positive: {size}.")
+        for name in ("num_classes", "max_frames"):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"--{name} must be positive, not {getattr(self, name)}."
+                )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A registered model's name, its arguments, and the user's file that defines it."""
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+    module: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a run trains. Names and meanings are those of the flags."""
+
+    train_data_pattern: str
+    eval_data_pattern: str = ""
+    batch_size: int = 1024
+    num_epochs: int = 5  # 0: endless, until max_steps
+    max_steps: int = 0  # 0: until num_epochs are over
+    seed: int = 0
+    shuffle_window: int = 0  # records; 0: the reader's own choice
+    on_bad_record: str = "fail"
+    label_loss: str = "CrossEntropyLoss"
+    regularization_penalty: float = 1.0
+    optimizer: str = "Adam"
+    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    base_learning_rate: float = 0.01
+    lr_schedule: str = "exponential"
+    learning_rate_decay: float = 0.95
+    learning_rate_decay_examples: float = 4_000_000
+    warmup_examples: float = 0
+    clip_gradient_norm: float = 1.0  # of each variable's gradient; 0: off
+    clip_global_norm: float = 0.0  # of all gradients together; 0: off
+    precision: str = "float32"
+    save_checkpoint_minutes: float = 15.0
+    save_checkpoint_steps: int = 0
+    keep_checkpoints: int = 3
+    eval_steps: int = 0  # 0: at the end only
+    log_steps: int = 10
+
+    def __post_init__(self):
+        for name, least in (
+            ("batch_size", 1),
+            ("num_epochs", 0),
+            ("max_steps", 0),
+            ("shuffle_window", 0),
+            ("warmup_examples", 0),
+            ("save_checkpoint_minutes", 0),
+            ("save_checkpoint_steps", 0),
+            ("keep_checkpoints", 1),
+            ("eval_steps", 0),
+            ("log_steps", 1),
+        ):
+            if getattr(self, name) < least:
+                raise UserError(
+                    f"--{name} must be at least {least}, not {getattr(self, name)}."
+                )
+        if self.base_learning_rate <= 0:
+            raise UserError(
+                f"--base_learning_rate must be positive, not {self.base_learning_rate}."
+            )
+        if not (self.num_epochs or self.max_steps):
+            raise UserError("Training without end: give --num_epochs or --max_steps.")
+        for name, known in (
+            ("precision", PRECISIONS),
+            ("on_bad_record", ("fail", "skip")),
+            ("lr_schedule", LR_SCHEDULES),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"--{name}={getattr(self, name)} is unknown. "
+                    f"{near_matches(getattr(self, name), known)}"
+                )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run directory's `config.json` holds."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    def refuse_changes(self, new: "RunConfig") -> list[str]:
+        """Compares this stored configuration with that of a resumed run.
+
+        Returns:
+            One line for each allowed change.
+
+        Raises:
+            UserError: something differs that makes it another run; names both values.
+        """
+        changes = []
+        for part in ("model", "data", "training"):
+            stored, given = getattr(self, part), getattr(new, part)
+            for f in dataclasses.fields(stored):
+                old, now = getattr(stored, f.name), getattr(given, f.name)
+                if old == now:
+                    continue
+                if part == "training" and f.name in CHANGEABLE:
+                    changes.append(f"{f.name} was {old}, is now {now}")
+                else:
+                    name = "model" if (part, f.name) == ("model", "name") else f.name
+                    raise UserError(
+                        f"The run was started with {name}={old}, not {name}={now}: "
+                        "give the old value, another --train_dir, or --start_new_model."
+                    )
+        return changes
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunConfig":
+        """Reads `to_json`'s text. Raises `UserError` for unknown or missing fields."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise UserError(f"not JSON: {e}") from e
+        return _build(cls, values, "configuration")
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    """Builds the dataclass `cls` from nested dictionaries, checking the names."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must be an object, not {values!r}")
+    types = typing.get_type_hints(cls)
+    for name in values:
+        if name not in types:
+            raise UserError(f"{where} has no field {name}. {near_matches(name, types)}")
+    built = {
+        name: _build(types[name], value, f"{where}.{name}")
+        if dataclasses.is_dataclass(types[name])
+        else value
+        for name, value in values.items()
+    }
+    try:
+        return cls(**built)
+    except TypeError as e:
+        raise UserError(f"{where} is incomplete: {e}") from e

@@ -1,0 +1,28 @@
+"""Errors that a user can mend.
+
+The commands print a `UserError` as one line and exit with status 1; anything else
+is a defect of ours and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend; the message is one line that names what and how."""
+
+
+class DataError(UserError):
+    """A file or record that cannot be used; the message names it."""
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """Returns "Did you mean A or B? Known: A, B, C." for an unknown `name`.
+
+    Matching ignores case, so that `netvladmodel` finds `NetVLADModel`.
+    """
+    known = sorted(known)
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    hint = f"Did you mean {' or '.join(by_lower[c] for c in close)}? " if close else ""
+    return f"{hint}Known: {', '.join(known) or 'none'}."

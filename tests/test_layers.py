@@ -1,0 +1,472 @@
+"""Layers against float64 twins in NumPy, with ragged lengths and garbage padding."""
+
+import inspect
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from yt8m.errors import UserError
+from yt8m.layers.gating import ContextGating, ProbabilityGating
+from yt8m.layers.heads import HEADS, LogisticHead, MoEHead, create_head
+from yt8m.layers.masking import length_mask, masked_mean
+from yt8m.layers.netvlad import NetVLAD
+from yt8m.layers.normalization import BatchNormalization
+from yt8m.layers.preprocessing import dequantize, l2_normalize
+
+LENGTHS = [0, 1, 3, 6]
+T, D = 6, 5
+MASK = np.arange(T) < np.array(LENGTHS)[:, None]
+
+
+def _frames(seed=0, garbage=0.0):
+    x = np.random.default_rng(seed).normal(size=(len(LENGTHS), T, D)) + 0.5
+    return np.where(MASK[..., None], x, garbage).astype("float32")
+
+
+def _randomise(layer, seed=0):
+    """Gives every weight a value that is neither 0 nor 1; variances stay positive."""
+    rng = np.random.default_rng(seed)
+    for weight in layer.weights:
+        value = rng.normal(size=weight.shape)
+        weight.assign(abs(value) + 0.5 if "moving_variance" in weight.path else value)
+
+
+def _value(weight):
+    return np.asarray(weight, "float64")
+
+
+def _sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def _normalized(x, norm, statistics=None):
+    """Twin of batch norm: by `statistics` [N, D] of the batch, or moving averages."""
+    if statistics is None:
+        mean, variance = _value(norm.moving_mean), _value(norm.moving_variance)
+    else:
+        mean, variance = statistics.mean(0), statistics.var(0)
+    scaled = (x - mean) / np.sqrt(variance + norm.epsilon)
+    return scaled * _value(norm.gamma) + _value(norm.beta)
+
+
+# Masking
+
+
+def test_a_length_mask_marks_the_first_frames():
+    mask = length_mask(tf.constant([0, 1, 3]), 3)
+    assert mask.dtype == tf.bool
+    np.testing.assert_array_equal(mask, [[0, 0, 0], [1, 0, 0], [1, 1, 1]])
+
+
+@pytest.mark.parametrize("garbage", [0.0, 1e6])
+def test_a_masked_mean_is_the_mean_of_the_valid_frames(garbage):
+    mean = masked_mean(tf.constant(_frames(garbage=garbage)), tf.constant(MASK))
+    x = _frames()
+    expected = [x[b, : max(n, 1)].mean(0) for b, n in enumerate(LENGTHS)]
+    np.testing.assert_allclose(mean, expected, atol=1e-6)
+    np.testing.assert_array_equal(mean[0], np.zeros(D))
+
+
+# Preprocessing
+
+
+def test_bytes_are_dequantised_to_the_bit_in_float32():
+    q = np.arange(256, dtype="uint8")
+    x = dequantize(tf.constant(q), "float32").numpy()
+    scale, offset = np.float32(4 / 255), np.float32(4 / 512 - 2)
+    np.testing.assert_array_equal(x, q.astype("float32") * scale + offset)
+    assert x[0] == -1.9921875 and x[255] == 2.0078125
+
+
+def test_floats_are_only_cast():
+    x = dequantize(tf.constant([-3.0, 0.5]), "bfloat16")
+    assert x.dtype == tf.bfloat16
+    np.testing.assert_array_equal(tf.cast(x, tf.float32), [-3.0, 0.5])
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_l2_normalised_vectors_have_norm_one(axis):
+    x = _frames() + 1.0
+    expected = x / np.linalg.norm(x, axis=axis, keepdims=True)
+    np.testing.assert_allclose(l2_normalize(tf.constant(x), axis), expected, rtol=1e-6)
+
+
+def test_l2_normalisation_of_zeros_gives_zeros_and_zero_gradients():
+    x = tf.constant([[0.0, 0.0], [3.0, 4.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = l2_normalize(x)
+    np.testing.assert_allclose(y, [[0, 0], [0.6, 0.8]], rtol=1e-6)
+    gradient = tape.gradient(y, x, output_gradients=tf.constant([[1.0, 0]] * 2))
+    # (1 - y1^2) / norm and -y1 y2 / norm
+    np.testing.assert_allclose(gradient, [[0, 0], [0.128, -0.096]], atol=1e-7)
+
+
+def test_l2_normalisation_scales_tiny_vectors_by_the_epsilon():
+    y = l2_normalize(tf.constant([[3e-8, 4e-8]]))
+    np.testing.assert_allclose(y, [[0.03, 0.04]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_l2_normalisation_in_low_precision_does_not_overflow(dtype):
+    y = l2_normalize(tf.cast([[3000.0, 4000.0]], dtype))
+    assert y.dtype == dtype
+    np.testing.assert_allclose(tf.cast(y, tf.float32), [[0.6, 0.8]], rtol=5e-3)
+
+
+# Batch normalisation
+
+
+def test_batch_norm_takes_the_statistics_of_valid_entries_only():
+    norm = BatchNormalization()
+    norm.build((None, T, D))
+    norm.gamma.assign(np.linspace(0.5, 2, D))
+    norm.beta.assign(np.linspace(-1, 1, D))
+    x = _frames()
+    y = norm(tf.constant(_frames(garbage=1e6)), mask=MASK, training=True)
+    np.testing.assert_allclose(
+        y.numpy()[MASK], _normalized(x, norm, x[MASK])[MASK], atol=1e-5
+    )
+    # The first step's momentum is 1 / 10.
+    np.testing.assert_allclose(norm.moving_mean, 0.9 * x[MASK].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        norm.moving_variance, 0.1 + 0.9 * x[MASK].var(0), rtol=1e-5
+    )
+
+
+def test_batch_norm_agrees_with_keras_at_full_momentum():
+    ours, keras_norm = (
+        BatchNormalization(momentum=0.9),
+        keras.layers.BatchNormalization(momentum=0.9),
+    )
+    x = tf.constant(_frames(3))
+    for norm in (ours, keras_norm):
+        norm.build(x.shape)
+    ours.steps.assign(1000.0)
+    np.testing.assert_allclose(
+        ours(x, mask=MASK, training=True).numpy()[MASK],
+        keras_norm(x, mask=MASK, training=True).numpy()[MASK],
+        atol=1e-5,
+    )
+    for name in ("moving_mean", "moving_variance"):
+        np.testing.assert_allclose(
+            getattr(ours, name), getattr(keras_norm, name), rtol=1e-5
+        )
+    np.testing.assert_allclose(ours(x), keras_norm(x), atol=1e-5)
+
+
+def test_batch_norm_without_valid_entries_keeps_its_averages():
+    norm = BatchNormalization()
+    norm.build((None, T, D))
+    y = norm(tf.constant(_frames()), mask=np.zeros_like(MASK), training=True)
+    assert np.isfinite(y).all()
+    np.testing.assert_array_equal(norm.moving_mean, np.zeros(D))
+    np.testing.assert_array_equal(norm.moving_variance, np.ones(D))
+
+
+def test_batch_norm_knows_its_data_after_few_steps():
+    norm = BatchNormalization()
+    norm.build((None, 1))
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        norm(tf.constant(rng.normal(5, 0.03, (64, 1)), tf.float32), training=True)
+    np.testing.assert_allclose(norm.moving_mean, [5.0], atol=0.01)
+    np.testing.assert_allclose(norm.moving_variance, [0.0009], rtol=0.1)
+
+
+def test_frozen_batch_norm_uses_and_keeps_its_averages():
+    norm = BatchNormalization()
+    norm.build((None, D))
+    _randomise(norm)
+    norm.trainable = False
+    x, before = _frames()[3], _value(norm.moving_mean)
+    y = norm(tf.constant(x), training=True)
+    np.testing.assert_allclose(y, _normalized(x, norm), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(norm.moving_mean, before.astype("float32"))
+
+
+# NetVLAD
+
+
+def _netvlad_twin(layer, x, training):
+    """One video, frame and cluster at a time; `x` [B, T, D] float64."""
+    if layer.input_batch_norm:
+        x = _normalized(x, layer.input_norm, x[MASK] if training else None)
+    logits = x @ _value(layer.cluster_weights)
+    if layer.add_batch_norm:
+        statistics = logits[MASK] if training else None
+        logits = _normalized(logits, layer.cluster_norm, statistics)
+    else:
+        logits = logits + _value(layer.cluster_bias)
+    centres = _value(layer.centres)
+    pooled = np.zeros((len(x), layer.clusters, x.shape[-1]))
+    for b, n in enumerate(LENGTHS):
+        for t in range(n):
+            weights = np.exp(logits[b, t]) / np.exp(logits[b, t]).sum()
+            for k in range(layer.clusters):
+                pooled[b, k] += weights[k] * (x[b, t] - centres[k])
+        if n:
+            pooled[b] /= np.linalg.norm(pooled[b], axis=-1, keepdims=True)
+            pooled[b] /= np.linalg.norm(pooled[b])
+    return pooled.reshape(len(x), -1)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("input_batch_norm", [False, True])
+@pytest.mark.parametrize("add_batch_norm", [False, True])
+@pytest.mark.parametrize("clusters", [2, 3])
+def test_netvlad_equals_its_sum_over_frames_and_clusters(
+    clusters, add_batch_norm, input_batch_norm, training
+):
+    layer = NetVLAD(clusters, add_batch_norm, input_batch_norm)
+    layer.build((None, T, D))
+    _randomise(layer)
+    expected = _netvlad_twin(layer, _frames().astype("float64"), training)
+    y = layer(tf.constant(_frames()), tf.constant(MASK), training=training)
+    assert y.shape == (len(LENGTHS), clusters * D)
+    np.testing.assert_allclose(y, expected, atol=2e-5)
+    np.testing.assert_array_equal(y[0], np.zeros(clusters * D))
+
+
+def _netvlad_step(garbage):
+    layer = NetVLAD(3, input_batch_norm=True)
+    layer.build((None, T, D))
+    _randomise(layer)
+    frames, mask = tf.constant(_frames(garbage=garbage)), tf.constant(MASK)
+    with tf.GradientTape() as tape:
+        y = layer(frames, mask, training=True)
+        loss = tf.reduce_sum(y**2 * tf.range(15.0))
+    gradients = tape.gradient(loss, layer.trainable_weights)
+    return [y, *gradients, *layer.non_trainable_weights]
+
+
+def test_padding_leaves_netvlad_its_gradients_and_its_averages_alone():
+    for clean, dirty in zip(_netvlad_step(0.0), _netvlad_step(100.0), strict=True):
+        assert np.isfinite(clean).all()
+        np.testing.assert_allclose(dirty, clean, rtol=1e-4, atol=1e-5)
+
+
+def test_the_folded_input_norm_equals_one_applied_to_the_frames():
+    folded = NetVLAD(3, input_batch_norm=True)
+    folded.build((None, T, D))
+    _randomise(folded)
+    norm, plain = BatchNormalization(), NetVLAD(3)
+    norm.build((None, T, D))
+    plain.build((None, T, D))
+    for ours, theirs in ((norm, folded.input_norm), (plain, folded)):
+        for weight in ours.weights:
+            source = {w.path.split("/", 1)[1]: w for w in theirs.weights}
+            weight.assign(source.get(weight.path.split("/", 1)[1], weight))
+    norm.set_weights(folded.input_norm.get_weights())
+
+    frames, mask = tf.constant(_frames()), tf.constant(MASK)
+    factors = tf.range(15.0)
+    with tf.GradientTape() as tape:
+        y = folded(frames, mask, training=True)
+        loss = tf.reduce_sum(y**2 * factors)
+    shared = [folded.cluster_weights, folded.centres, folded.input_norm.gamma]
+    gradients = tape.gradient(loss, shared)
+    with tf.GradientTape() as tape:
+        expected = plain(norm(frames, mask=mask, training=True), mask, training=True)
+        loss = tf.reduce_sum(expected**2 * factors)
+    expected_gradients = tape.gradient(
+        loss, [plain.cluster_weights, plain.centres, norm.gamma]
+    )
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_netvlad_refuses_a_single_cluster():
+    with pytest.raises(ValueError, match="`clusters` must be at least 2"):
+        NetVLAD(1)
+
+
+# Gating
+
+
+def _gate_twin(layer, x, training):
+    h = x @ _value(layer.dense.kernel)
+    if layer.add_batch_norm:
+        return _sigmoid(_normalized(h, layer.batch_norm, h if training else None))
+    return _sigmoid(h + _value(layer.dense.bias))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("add_batch_norm", [False, True])
+def test_context_gating_scales_by_a_sigmoid_of_all_features(add_batch_norm, training):
+    layer = ContextGating(add_batch_norm)
+    layer.build((None, D))
+    _randomise(layer)
+    x = _frames()[3].astype("float64")
+    expected = x * _gate_twin(layer, x, training)
+    y = layer(tf.constant(x, tf.float32), training=training)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("add_batch_norm", [False, True])
+def test_probability_gating_gives_the_logit_of_p_times_s(add_batch_norm, training):
+    layer = ProbabilityGating(add_batch_norm)
+    layer.build((None, D))
+    _randomise(layer)
+    x = 3 * _frames()[3].astype("float64")
+    p = _sigmoid(x) * _gate_twin(layer, _sigmoid(x), training)
+    y = layer(tf.constant(x, tf.float32), training=training)
+    np.testing.assert_allclose(y, np.log(p / (1 - p)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [-100.0, 0.0, 100.0])
+def test_probability_gating_is_exact_at_extreme_logits(bias):
+    layer = ProbabilityGating(add_batch_norm=False)
+    layer.build((None, 3))
+    layer.dense.kernel.assign(np.zeros((3, 3)))
+    layer.dense.bias.assign(np.full(3, bias))
+    x = tf.constant([[-100.0, 0.0, 100.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+    x64 = x.numpy().astype("float64")
+    log_p = -np.logaddexp(0, -x64) - np.logaddexp(0, -bias)
+    log_not = np.logaddexp(
+        -np.logaddexp(0, x64), -np.logaddexp(0, -x64) - np.logaddexp(0, bias)
+    )
+    np.testing.assert_allclose(y, log_p - log_not, rtol=1e-6)
+    assert np.isfinite(tape.gradient(y, x)).all()
+
+
+def test_probability_gating_keeps_float32_logits_in_low_precision():
+    layer = ProbabilityGating(dtype="mixed_bfloat16")
+    x = tf.constant([[-3.001, 5.0007]])
+    y = layer(x)
+    # By its initial averages the gate is nearly independent of rounding.
+    assert y.dtype == tf.float32
+    nearby = layer(x + 1e-3)
+    assert (y.numpy() != nearby.numpy()).all()
+
+
+# Heads
+
+
+def _moe_twin(head, x):
+    """Probabilities by the starter code's formula: softmax over class-major gates."""
+    c, m = head.num_classes, head.num_mixtures
+    gates = (x @ _value(head.gate_kernel)).reshape(len(x), c, m + 1)
+    gates = np.exp(gates) / np.exp(gates).sum(-1, keepdims=True)
+    experts = x @ _value(head.expert_kernel) + _value(head.expert_bias)
+    return (gates[..., :m] * _sigmoid(experts.reshape(len(x), c, m))).sum(-1)
+
+
+@pytest.mark.parametrize("num_mixtures", [1, 2, 4])
+def test_moe_gives_the_probabilities_of_the_mixture(num_mixtures):
+    head = MoEHead(7, num_mixtures)
+    head.build((None, D))
+    _randomise(head)
+    x = _frames()[3]
+    y = head(tf.constant(x))
+    assert y.shape == (T, 7) and y.dtype == tf.float32
+    np.testing.assert_allclose(tf.sigmoid(y), _moe_twin(head, x), atol=1e-6)
+
+
+def test_moe_columns_are_class_major_and_the_last_gate_is_the_dummy():
+    head = MoEHead(2, num_mixtures=1)
+    head.build((None, 1))
+    head.gate_kernel.assign([[0.0, np.log(3.0), np.log(4.0), 0.0]])
+    head.expert_kernel.assign([[0.0, 50.0]])
+    p = tf.sigmoid(head(tf.constant([[1.0]])))
+    # Class 0: gate 1/4, expert 1/2. Class 1: gate 4/5, expert 1.
+    np.testing.assert_allclose(p, [[0.125, 0.8]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("gate", [-100.0, 0.0, 100.0])
+@pytest.mark.parametrize("expert", [-100.0, 0.0, 100.0])
+def test_moe_is_exact_at_extreme_gates_and_experts(gate, expert):
+    head = MoEHead(1, num_mixtures=2)
+    head.build((None, 1))
+    head.gate_kernel.assign([[gate, 0.0, 0.0]])
+    head.expert_kernel.assign([[expert, -1.0]])
+    with tf.GradientTape() as tape:
+        y = head(tf.constant([[1.0]]))
+    gradients = tape.gradient(y, head.trainable_weights)
+    g, e = np.array([gate, 0.0]), np.array([expert, -1.0])
+    log_yes = np.logaddexp.reduce(g - np.logaddexp(0, -e))
+    log_no = np.logaddexp.reduce([*(g - np.logaddexp(0, e)), 0.0])
+    np.testing.assert_allclose(y, [[log_yes - log_no]], rtol=1e-6)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_moe_of_a_zero_vector_has_even_gradients():
+    # Where all experts are equal, max-based formulas give one of them everything.
+    head = MoEHead(1, num_mixtures=2)
+    head.build((None, 1))
+    with tf.GradientTape() as tape:
+        y = head(tf.constant([[0.0]]))
+    np.testing.assert_allclose(tf.sigmoid(y), [[1 / 3]], rtol=1e-6)
+    # d logit / d p = 1 / (p (1 - p)) = 9/2; d p / d e_m = 1/3 * 1/4.
+    np.testing.assert_allclose(
+        tape.gradient(y, head.expert_bias), [0.375, 0.375], rtol=1e-6
+    )
+
+
+def test_the_logistic_head_is_a_dense_layer():
+    head = LogisticHead(7)
+    head.build((None, D))
+    _randomise(head)
+    x = _frames()[3]
+    expected = x @ _value(head.kernel) + _value(head.bias)
+    np.testing.assert_allclose(head(tf.constant(x)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_l2_penalties_are_half_the_sum_of_squares_of_kernels(name):
+    head = create_head(name, 7, l2_penalty=0.1)
+    head.build((None, D))
+    _randomise(head)
+    kernels = [w for w in head.weights if w.name.endswith("kernel")]
+    expected = sum(0.05 * (_value(w) ** 2).sum() for w in kernels)
+    assert len(kernels) == {"logistic": 1, "moe": 2}[name]
+    np.testing.assert_allclose(sum(head.losses), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_a_head_gates_its_probabilities_on_request(name):
+    head = create_head(name, 7, gating_probabilities=True)
+    head.build((None, D))
+    _randomise(head)
+    x = tf.constant(_frames()[3])
+    expected = head.gating(head.class_logits(x))
+    np.testing.assert_array_equal(head(x), expected)
+    assert (head(x).numpy() < head.class_logits(x).numpy()).all()
+
+
+def test_an_unknown_head_lists_near_matches():
+    with pytest.raises(UserError, match="Did you mean logistic"):
+        create_head("logistics", 7)
+
+
+# All layers
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        BatchNormalization(momentum=0.9, epsilon=1e-4),
+        NetVLAD(3, add_batch_norm=False, input_batch_norm=True),
+        ContextGating(add_batch_norm=False),
+        ProbabilityGating(add_batch_norm=False),
+        LogisticHead(7, l2_penalty=0.1, gating_probabilities=True),
+        MoEHead(7, num_mixtures=3, l2_penalty=0.1),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_layer_is_rebuilt_from_its_configuration(layer):
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
+    again = keras.saving.deserialize_keras_object(config)
+    assert type(again) is type(layer)
+    assert again.get_config() == layer.get_config()
+    for cls in type(layer).__mro__[:2]:
+        for name in list(inspect.signature(cls.__init__).parameters)[1:-1]:
+            assert getattr(again, name) == getattr(layer, name)

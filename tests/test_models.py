@@ -1,0 +1,418 @@
+"""Every registered model, through the contract that the rest relies on."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+import frame_level_models  # noqa: F401  (registers)
+import video_level_models  # noqa: F401  (registers)
+from yt8m import losses, registry
+from yt8m.errors import UserError
+from yt8m.layers.heads import LogisticHead
+from yt8m.layers.preprocessing import dequantize
+from yt8m.model import FrameLevelModel, VideoLevelModel
+
+C = 7
+LENGTHS = [0, 1, 3, 6]
+T = 6
+FEATURES = {
+    "frame": {"rgb": 16, "audio": 4},
+    "video": {"mean_rgb": 16, "mean_audio": 4},
+}
+SMALL = {"NetVLADModel": {"clusters": 4, "hidden_size": 8}}
+
+NAMES = registry.names()
+FRAME_NAMES = registry.names("frame")
+
+
+def _create(name, **args):
+    """A small model, with the same random weights at every call."""
+    keras.utils.set_random_seed(1)
+    args = {"num_classes": C, **SMALL.get(name, {}), **args}
+    args.setdefault("features", FEATURES[registry.get(name).level])
+    return registry.create(name, **args).ensure_built()
+
+
+def _batch(name, seed=0, length=T, garbage=0, floats=False):
+    """Four videos; frames have lengths 0, 1, 3 and T, and garbage as padding."""
+    rng = np.random.default_rng(seed)
+    level = registry.get(name).level
+    if level == "video":
+        return {
+            k: tf.constant(rng.normal(size=(len(LENGTHS), size)), tf.float32)
+            for k, size in FEATURES[level].items()
+        }
+    mask = np.arange(length) < np.array(LENGTHS)[:, None]
+    batch = {"num_frames": tf.constant(LENGTHS)}
+    for k, size in FEATURES[level].items():
+        x = np.full((len(LENGTHS), length, size), garbage, "float32")
+        x[:, :T] = rng.integers(0, 256, size=(len(LENGTHS), T, size))
+        x = np.where(mask[..., None], x, garbage)
+        batch[k] = tf.constant(x / 255 if floats else x.astype("uint8"), None)
+        if floats:
+            batch[k] = tf.cast(batch[k], tf.float32)
+    return batch
+
+
+def _step(model, batch):
+    """Outputs, gradients and state after one training step's forward and backward."""
+    labels = np.random.default_rng(2).integers(0, 2, size=(len(LENGTHS), C))
+    with tf.GradientTape() as tape:
+        outputs = model(batch, training=True)
+        loss = tf.reduce_sum(losses.cross_entropy(labels, outputs))
+    gradients = tape.gradient(loss, model.trainable_weights)
+    return outputs, gradients, [w.numpy() for w in model.non_trainable_weights]
+
+
+def _perturb(model, seed=3):
+    """Moves every weight away from its initial value."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        weight.assign_add(rng.uniform(0.0, 0.3, size=weight.shape))
+
+
+# Contract
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_have_the_promised_shapes(name, training):
+    model = _create(name)
+    outputs = model(_batch(name), training=training)
+    assert outputs["logits"].shape == (len(LENGTHS), C)
+    assert outputs["logits"].dtype == tf.float32
+    assert outputs["embedding"].shape[0] == len(LENGTHS)
+    assert all(np.isfinite(v).all() for v in outputs.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trainable_weight_learns(name):
+    model = _create(name)
+    _perturb(model)
+    _, gradients, _ = _step(model, _batch(name))
+    for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
+        assert gradient is not None, weight.path
+        assert np.isfinite(gradient).all(), weight.path
+        assert np.any(gradient != 0), weight.path
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", ["bytes", "floats", "longer"])
+@pytest.mark.parametrize("name", FRAME_NAMES)
+def test_padding_changes_nothing(name, kind, training):
+    floats = kind == "floats"
+    clean = _batch(name, floats=floats)
+    dirty = _batch(
+        name,
+        length=T + 3 if kind == "longer" else T,
+        garbage=np.nan if floats else 255,
+        floats=floats,
+    )
+    if not training:
+        model = _create(name)
+        np.testing.assert_allclose(
+            model(dirty)["logits"], model(clean)["logits"], atol=1e-5
+        )
+        return
+    expected, expected_gradients, expected_state = _step(_create(name), clean)
+    outputs, gradients, state = _step(_create(name), dirty)
+    np.testing.assert_allclose(outputs["logits"], expected["logits"], atol=1e-4)
+    for ours, theirs in zip(
+        [*gradients, *state], [*expected_gradients, *expected_state], strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_do_not_depend_on_the_rest_of_the_batch(name):
+    model, batch = _create(name), _batch(name)
+    whole = model(batch)["logits"]
+    for i in range(len(LENGTHS)):
+        one = model({k: v[i : i + 1] for k, v in batch.items()})["logits"]
+        np.testing.assert_allclose(one[0], whole[i], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inference_leaves_the_weights_alone(name):
+    model = _create(name)
+    before = [w.numpy() for w in model.weights]
+    model(_batch(name), training=False)
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_configuration_covers_every_argument_and_rebuilds_the_model(name):
+    model = _create(name)
+    config = json.loads(json.dumps(model.get_config()))
+    assert set(config) >= set(registry.arguments(type(model)))
+    again = type(model).from_config(config)
+    assert again.get_config() == model.get_config()
+    assert list(again.features) == list(model.features)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_model_gives_the_same_outputs(name, tmp_path):
+    model, batch = _create(name), _batch(name)
+    _perturb(model)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert list(again.features) == list(model.features)
+    expected = model(batch)
+    for key, value in again(batch).items():
+        np.testing.assert_array_equal(value, expected[key])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_low_precision_model_is_near_and_has_float32_logits(name):
+    model, batch = _create(name), _batch(name)
+    low = _create(name, dtype="mixed_bfloat16")
+    low.set_weights(model.get_weights())
+    outputs, gradients, _ = _step(low, batch)
+    assert outputs["logits"].dtype == tf.float32
+    assert all(w.dtype == "float32" for w in low.weights)
+    assert all(np.isfinite(g).all() for g in gradients)
+    for layer in low._flatten_layers():
+        assert layer.dtype_policy.name == "mixed_bfloat16", layer.path
+    np.testing.assert_allclose(
+        low(batch)["logits"], model(batch)["logits"], rtol=0.1, atol=0.1
+    )
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_xla_compiles_a_model_and_agrees(name, training):
+    batch, compiled_model = _batch(name), _create(name)
+    expected = _create(name)(batch, training=training)
+
+    @tf.function(jit_compile=True)
+    def compiled(batch):
+        return compiled_model(batch, training=training)
+
+    outputs = compiled(batch)
+    for key, value in expected.items():
+        np.testing.assert_allclose(outputs[key], value, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_graph_takes_batches_and_lengths_unknown_beforehand(name):
+    model, batch = _create(name), _batch(name)
+
+    def unknown(x):
+        sizes = [None] * (x.ndim - 1) + [x.shape[-1]] if x.ndim > 1 else [None]
+        return tf.TensorSpec(sizes, x.dtype)
+
+    signature = {k: unknown(v) for k, v in batch.items()}
+    graph = tf.function(model, input_signature=[signature])
+    logits = graph(batch)["logits"]
+    np.testing.assert_allclose(logits, model(batch)["logits"], atol=1e-5)
+
+
+# Options: a value other than the default, and where its effect is seen.
+OPTIONS = {
+    "FrameLevelLogisticModel": {"l2_penalty": 0.1},
+    "LogisticModel": {"l2_penalty": 0.1},
+    "MoeModel": {"num_mixtures": 3, "l2_penalty": 0.1},
+    "NetVLADModel": {
+        "clusters": 6,
+        "audio_clusters": 3,
+        "hidden_size": 9,
+        "add_batch_norm": False,
+        "input_batch_norm": False,
+        "relu": True,
+        "gating": False,
+        "gating_probabilities": False,
+        "head": "logistic",
+        "num_mixtures": 3,
+        "l2_penalty": 0.1,
+    },
+}
+
+
+def test_every_option_of_every_model_is_tried():
+    for name in NAMES:
+        arguments = set(registry.arguments(registry.get(name).cls))
+        assert set(OPTIONS[name]) == arguments - {"num_classes", "features"}, name
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(n, o) for n in OPTIONS for o in OPTIONS[n]]
+)
+def test_an_option_changes_the_result(name, option):
+    def result(**args):
+        model = _create(name, **args)
+        logits = model(_batch(name), training=True)["logits"]
+        return logits.numpy(), float(sum(model.losses))
+
+    logits, penalty = result()
+    other_logits, other_penalty = result(**{option: OPTIONS[name][option]})
+    if option == "l2_penalty":
+        assert other_penalty > 1000 * penalty > 0
+        np.testing.assert_array_equal(other_logits, logits)
+    else:
+        assert np.abs(other_logits - logits).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_number_of_classes_sets_the_width(name):
+    model = _create(name, num_classes=5)
+    assert model(_batch(name))["logits"].shape == (len(LENGTHS), 5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("features", [{"rgb": 16}, {"b": 4, "own": 3, "a": 5}])
+def test_any_list_of_features_is_taken_in_its_order(name, features, tmp_path):
+    model = _create(name, features=features)
+    assert list(model.features) == list(features)
+    batch = model.example_inputs(3, 4)
+    assert set(batch) == set(model.input_names)
+    assert model(batch)["logits"].shape == (3, C)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert list(again.features) == list(features)
+
+
+# Particular models
+
+
+def test_netvlad_pools_the_first_feature_and_the_others_apart():
+    model = _create("NetVLADModel", features={"b": 4, "own": 3, "a": 5})
+    assert [p.centres.shape for p in model.pools] == [(4, 4), (2, 8)]
+    model = _create("NetVLADModel", features={"rgb": 16}, audio_clusters=3)
+    assert [p.centres.shape for p in model.pools] == [(4, 16)]
+
+
+def test_netvlad_has_the_size_of_its_formula():
+    k, k2, d, d2, h, c, m = 4, 2, 16, 4, 8, C, 2
+    vlads = sum(2 * n * size + 2 * n + 2 * size for n, size in ((k, d), (k2, d2)))
+    hidden = (k * d + k2 * d2) * h + h
+    gates = h * h + 2 * h + c * c + 2 * c
+    moe = h * c * (m + 1) + h * c * m + c * m
+    model = _create("NetVLADModel")
+    sizes = [int(np.prod(w.shape)) for w in model.trainable_weights]
+    assert sum(sizes) == vlads + hidden + gates + moe
+
+
+def test_netvlad_does_not_see_the_order_of_frames():
+    model, batch = _create("NetVLADModel"), _batch("NetVLADModel")
+    order = [2, 0, 1, 3, 4, 5]
+    shuffled = {k: tf.gather(batch[k], order, axis=1) for k in model.features}
+    shuffled["num_frames"] = batch["num_frames"]
+    for i in (0, 2, 3):  # row 1 has a single frame, which the shuffle moves out
+        np.testing.assert_allclose(
+            model(shuffled)["logits"][i], model(batch)["logits"][i], atol=1e-5
+        )
+
+
+def test_averaging_equal_frames_equals_the_video_level_logistic():
+    frame_model, video_model = (
+        _create("FrameLevelLogisticModel"),
+        _create("LogisticModel"),
+    )
+    video_model.set_weights(frame_model.get_weights())
+    frames = _batch("FrameLevelLogisticModel")
+    frames = {k: tf.repeat(frames[k][3:, :1], T, axis=1) for k in frame_model.features}
+    video = {f"mean_{k}": dequantize(v[:, 0], "float32") for k, v in frames.items()}
+    frames["num_frames"] = tf.constant([4])
+    np.testing.assert_allclose(
+        frame_model(frames)["logits"], video_model(video)["logits"], atol=1e-6
+    )
+
+
+def test_a_frame_model_can_be_entered_after_its_input_transform():
+    model, batch = _create("NetVLADModel"), _batch("NetVLADModel")
+    frames, mask = model.preprocess(batch)
+    assert frames.shape == (len(LENGTHS), T, 20)
+    norms = np.linalg.norm(frames, axis=-1)
+    np.testing.assert_allclose(norms, mask.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(
+        model.classify(frames, mask)["logits"], model(batch)["logits"]
+    )
+
+
+def test_the_video_vector_is_normalised_as_one():
+    model, batch = _create("LogisticModel"), _batch("LogisticModel")
+    x = np.concatenate([batch["mean_rgb"], batch["mean_audio"]], axis=-1)
+    expected = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    np.testing.assert_allclose(model.preprocess(batch), expected, atol=1e-6)
+
+
+# Registry
+
+
+@pytest.fixture
+def empty_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", {})
+
+
+def test_a_users_own_model_is_found_trained_and_saved(empty_registry, tmp_path):
+    @registry.register(level="frame", paper="none")
+    class MaxPoolingModel(FrameLevelModel):
+        def __init__(self, scale: float = 2.0, **kwargs):
+            super().__init__(**kwargs)
+            self.scale = scale
+            self.head = LogisticHead(self.num_classes, dtype=self.dtype_policy)
+
+        def classify(self, frames, mask, training=False):
+            frames = ops.where(mask[..., None], frames, -1.0)
+            return {"logits": self.head(self.scale * ops.max(frames, axis=1))}
+
+    model = _create("MaxPoolingModel", scale=3.0)
+    batch = _batch("MaxPoolingModel")
+    _, gradients, _ = _step(model, batch)
+    assert len(gradients) == 2
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.scale == 3.0
+    np.testing.assert_array_equal(again(batch)["logits"], model(batch)["logits"])
+
+
+def test_a_second_model_of_the_same_name_is_refused(empty_registry):
+    def define():
+        @registry.register(level="video", paper="none")
+        class TwiceModel(VideoLevelModel):
+            pass
+
+    define()
+    with pytest.raises(ValueError, match="TwiceModel is registered already"):
+        define()
+
+
+def test_an_unknown_level_is_refused():
+    with pytest.raises(ValueError, match="`level` must be one of"):
+        registry.register(level="clip", paper="none")
+
+
+def test_models_are_listed_by_level():
+    assert set(registry.names("video")) >= {"LogisticModel", "MoeModel"}
+    assert set(FRAME_NAMES) >= {"FrameLevelLogisticModel", "NetVLADModel"}
+    for name in NAMES:
+        entry = registry.get(name)
+        assert entry.cls.level == entry.level and entry.cls.paper == entry.paper
+
+
+def test_an_unknown_model_lists_near_matches():
+    with pytest.raises(UserError, match="Did you mean NetVLADModel"):
+        registry.create("NetvladModl")
+
+
+def test_an_unknown_argument_lists_near_matches():
+    with pytest.raises(UserError, match="no argument cluster. Did you mean clusters"):
+        registry.create("NetVLADModel", cluster=8)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"clusters": 1}, "`clusters` must be at least 2"),
+        ({"num_mixtures": 0}, "`num_mixtures` must be positive"),
+        ({"head": "mo"}, "Unknown head mo. Did you mean moe"),
+    ],
+)
+def test_a_refused_value_is_the_users_error(args, message):
+    with pytest.raises(UserError, match=message):
+        registry.create("NetVLADModel", **args)

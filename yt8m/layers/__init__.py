@@ -1,0 +1,1 @@
+"""Building blocks of the models: Keras layers and functions on `keras.ops` alone."""

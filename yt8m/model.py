@@ -1,0 +1,199 @@
+"""What every model is: raw features in, `preprocess`, `classify`, logits out.
+
+A model is a `keras.Model` built from `keras.ops` and Keras layers alone, so that it
+compiles with XLA and runs on any Keras backend. It takes the batch as it was read
+(bytes or floats), carries its own input transform, and can also be entered after
+that transform, through `classify`.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from yt8m import registry, schema
+from yt8m.config import FrameSelection
+from yt8m.layers.masking import length_mask
+from yt8m.layers.preprocessing import dequantize, l2_normalize
+
+Outputs = dict[str, Any]
+
+
+class YT8MModel(keras.Model):
+    """Base of all models; use `FrameLevelModel` or `VideoLevelModel`.
+
+    A model keeps each constructor argument as an attribute of the same name, from
+    which `get_config` reads it, and gives its layers `dtype=self.dtype_policy`.
+
+    Args:
+        num_classes: number of classes C.
+        features: name and size of each input feature, in the order in which they
+            are concatenated; their sizes add up to D.
+    """
+
+    level: str  # set by `yt8m.registry.register`
+    paper: str
+
+    def __init__(
+        self,
+        num_classes: int = schema.NUM_CLASSES,
+        features: dict[str, int] | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        # A tuple: Keras would wrap a dict attribute and lose its order on reload.
+        self.feature_sizes = tuple((features or self.default_features()).items())
+
+    @classmethod
+    def default_features(cls) -> dict[str, int]:
+        raise NotImplementedError
+
+    @property
+    def features(self) -> dict[str, int]:
+        return dict(self.feature_sizes)
+
+    @property
+    def input_names(self) -> list[str]:
+        """The keys of a batch that the model reads."""
+        return list(self.features)
+
+    def example_inputs(self, batch: int = 2, frames: int = 2) -> dict[str, Any]:
+        """Zeros in the shape of a batch, with which the model can be built."""
+        raise NotImplementedError
+
+    def ensure_built(self) -> "YT8MModel":
+        """Creates all weights, by one call on `example_inputs`."""
+        if not self.built:
+            self(self.example_inputs())
+        return self
+
+    def get_build_config(self) -> dict[str, Any]:
+        return {"input_names": self.input_names}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        # Keras would call the model on floats of the recorded shapes.
+        self.ensure_built()
+
+    def get_config(self) -> dict[str, Any]:
+        """Every constructor argument, read from the attribute of the same name."""
+        arguments = registry.arguments(type(self))
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in arguments},
+        }
+
+
+class FrameLevelModel(YT8MModel):
+    """Base of models that read frames; a subclass defines `classify`.
+
+    Call arguments:
+        inputs: dictionary of one [B, T, size] tensor for each feature (uint8 is
+            dequantised, floats are taken as they are) and `num_frames` int32 [B].
+            Rows from `num_frames` on are padding and may hold anything.
+
+    Returns:
+        Dictionary with `logits` float32 [B, C], usually `embedding` [B, H] (what
+        feeds the classifier), and for deep supervision `auxiliary_logits`, a list
+        of [B, C].
+    """
+
+    #: The frames a model takes unless flags say otherwise; None takes all.
+    default_frames = FrameSelection()
+
+    @classmethod
+    def default_features(cls) -> dict[str, int]:
+        return dict(schema.FRAME_FEATURES)
+
+    @property
+    def input_names(self) -> list[str]:
+        return [*self.features, "num_frames"]
+
+    def example_inputs(self, batch: int = 2, frames: int = 2) -> dict[str, Any]:
+        inputs = {
+            name: ops.zeros((batch, frames, size), dtype="uint8")
+            for name, size in self.features.items()
+        }
+        inputs["num_frames"] = ops.full((batch,), frames, dtype="int32")
+        return inputs
+
+    def preprocess(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        """Dequantises, concatenates, L2-normalises each frame, zeroes the padding.
+
+        Returns:
+            frames [B, T, D] in the compute dtype and mask bool [B, T].
+        """
+        parts = [dequantize(inputs[name], self.compute_dtype) for name in self.features]
+        mask = length_mask(inputs["num_frames"], ops.shape(parts[0])[1])
+        frames = ops.concatenate(parts, axis=-1)
+        # Selected, not multiplied: garbage in the padding may be NaN.
+        frames = ops.where(mask[..., None], frames, 0)
+        return l2_normalize(frames), mask
+
+    def classify(self, frames: Any, mask: Any, training: bool = False) -> Outputs:
+        """From preprocessed frames [B, T, D] and mask [B, T] to the outputs."""
+        raise NotImplementedError
+
+    def call(self, inputs: dict[str, Any], training: bool = False) -> Outputs:
+        frames, mask = self.preprocess(inputs)
+        return self.classify(frames, mask, training=training)
+
+
+class VideoLevelModel(YT8MModel):
+    """Base of models that read one vector a video; a subclass defines `classify`.
+
+    Call arguments:
+        inputs: dictionary of one float32 [B, size] tensor for each feature.
+
+    Returns:
+        As `FrameLevelModel`.
+    """
+
+    @classmethod
+    def default_features(cls) -> dict[str, int]:
+        # The starter code's default; its README adds mean_audio by flag.
+        return {"mean_rgb": schema.VIDEO_FEATURES["mean_rgb"]}
+
+    def example_inputs(self, batch: int = 2, frames: int = 2) -> dict[str, Any]:
+        return {
+            name: ops.zeros((batch, size), dtype="float32")
+            for name, size in self.features.items()
+        }
+
+    def preprocess(self, inputs: dict[str, Any]) -> Any:
+        """Concatenates the features and L2-normalises the vector [B, D]."""
+        parts = [ops.cast(inputs[n], self.compute_dtype) for n in self.features]
+        return l2_normalize(ops.concatenate(parts, axis=-1))
+
+    def classify(self, video: Any, training: bool = False) -> Outputs:
+        """From the preprocessed vector [B, D] to the outputs."""
+        raise NotImplementedError
+
+    def call(self, inputs: dict[str, Any], training: bool = False) -> Outputs:
+        return self.classify(self.preprocess(inputs), training=training)
+
+
+def forward(model: Any, batch: dict[str, Any], training: bool = False) -> Outputs:
+    """What the model makes of a batch as the reader gives it.
+
+    Evaluation, inference and export all call this, so that they cannot disagree.
+    """
+    inputs = {name: batch[name] for name in model.input_names}
+    return model(inputs, training=training)
+
+
+def top_classes(logits: Any, k: int) -> tuple[Any, Any]:
+    """The k classes of highest logit, best first; the lower class first among equals.
+
+    Ranked on the logits, because probabilities saturate.
+
+    Args:
+        logits: float32 [B, C].
+        k: how many; all C if there are fewer.
+
+    Returns:
+        classes int32 [B, k] and their probabilities float32 [B, k].
+    """
+    values, classes = ops.top_k(logits, min(k, logits.shape[-1]))
+    probabilities = ops.sigmoid(ops.cast(values, "float64"))
+    return ops.cast(classes, "int32"), ops.cast(probabilities, "float32")

@@ -1,0 +1,1 @@
+"""Reading the dataset: records, their index, the choice of frames, the pipeline."""

@@ -1,0 +1,194 @@
+"""The files that a pattern names, and what their first record says of them."""
+
+import logging
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from yt8m.config import DataConfig
+from yt8m.data import index
+from yt8m.data.records import decode_record
+from yt8m.errors import DataError, UserError
+
+log = logging.getLogger("yt8m")
+
+_SNIFFED_RECORDS = 100
+_MAGIC = {
+    b"\x1f\x8b": "gzip data, unpack it first",
+    b"PK\x03\x04": "a zip archive, unpack it first",
+    b"\x89HDF": "HDF5",
+    b"\x93NUMPY": "a NumPy array",
+    b"<": "HTML or XML, perhaps an error page of a failed download",
+    b"{": "JSON",
+}
+
+
+@dataclass(frozen=True)
+class Sniffed:
+    """What a file's first readable record holds.
+
+    Attributes:
+        level: `"frame"` or `"video"`.
+        features: `"bytes"` or `"float"`, and the size, of each feature.
+        id_key: the key of the id, or None.
+        has_labels: whether there is a key `labels`.
+    """
+
+    level: str
+    features: dict[str, tuple[str, int]]
+    id_key: str | None
+    has_labels: bool
+
+
+def list_files(pattern: str, flag: str) -> list[str]:
+    """The files that match comma-separated globs, sorted, each once.
+
+    Raises:
+        UserError: none matches; the message names `flag` (`--train_data_pattern`).
+    """
+    globs = [part.strip() for part in pattern.split(",") if part.strip()]
+    try:
+        files = {path for glob in globs for path in tf.io.gfile.glob(glob)}
+    except tf.errors.OpError as e:
+        raise UserError(f"{flag}={pattern} cannot be read: {e.message}") from e
+    if not files:
+        raise UserError(f"No file matches {flag}={pattern}.")
+    return sorted(files)
+
+
+def read_record(path: str, offset: int) -> bytes:
+    """The record that starts at byte `offset`, its checksums verified."""
+    start = tf.data.Dataset.from_tensors((path, offset))
+    return next(iter(start.flat_map(records_from).take(1))).numpy()
+
+
+def records_from(
+    path: tf.Tensor, offset: tf.Tensor, buffer_size: int | tf.Tensor = 0
+) -> tf.data.Dataset:
+    """The records of a file from byte `offset` on, their checksums verified.
+
+    To be called by a function of `flat_map` or `interleave` only.
+    """
+    # The public class cannot start within a file; the operation can, but does not
+    # survive as the source of a whole dataset: its graph loses the offsets.
+    variant = tf.raw_ops.TFRecordDatasetV2(
+        filenames=[path],
+        compression_type="",
+        buffer_size=tf.cast(buffer_size, tf.int64),
+        byte_offsets=[tf.cast(offset, tf.int64)],
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+
+
+def sniff(path: str) -> Sniffed | None:
+    """Reads the first record that can be read and has frames.
+
+    Returns:
+        None if the file is empty or holds no such record; damaged records are
+        reported when they are reached.
+
+    Raises:
+        DataError: the file cannot be opened, or is of another kind.
+    """
+    try:
+        with tf.io.gfile.GFile(path, "rb") as f:
+            start = f.read(512)
+    except (tf.errors.OpError, OSError) as e:
+        raise DataError(f"{path} cannot be read: {e}") from e
+    if start and not index.is_header(start) and (guess := _guess(start)):
+        raise DataError(f"{path} is not a TFRecord file; it looks like {guess}.")
+    sniffed = None
+    for offset in index.first_offsets(path, _SNIFFED_RECORDS):
+        try:
+            record = decode_record(read_record(path, offset))
+        except (DataError, tf.errors.OpError):
+            continue
+        kinds = {
+            name: ("bytes" if array.dtype == "uint8" else "float", array.shape[-1])
+            for name, array in record.features.items()
+        }
+        sniffed = Sniffed(record.level, kinds, record.id_key, record.labels is not None)
+        if kinds and all(size for _, size in kinds.values()):
+            break
+    return sniffed
+
+
+def sniff_first(files: list[str]) -> tuple[str, Sniffed]:
+    """The first file that holds a readable record, and what `sniff` says of it."""
+    for path in files:
+        sniffed = sniff(path)
+        if sniffed is not None:
+            return path, sniffed
+    raise DataError(
+        f"{files[0]} holds no record that can be read: it is empty, damaged or not a "
+        f"TFRecord file{', and so are all the others' if files[1:] else ''}."
+    )
+
+
+def check_files(
+    files: list[str], config: DataConfig, wanted_by: str = "the model"
+) -> list[str]:
+    """Checks the first file that is not empty against what is wanted of it.
+
+    The records of the other files are checked as they come.
+
+    Args:
+        files: paths.
+        config: the level, names and sizes that are wanted.
+        wanted_by: who wants them, for the message.
+
+    Returns:
+        The files that are not empty.
+
+    Raises:
+        DataError: the first is no TFRecord file, or none holds a readable record.
+        UserError: it holds records of the other level, lacks features, or has them
+            in other sizes.
+    """
+    sizes = index.sizes(files)
+    filled = [path for path, size in zip(files, sizes, strict=True) if size]
+    for path in sorted(set(files) - set(filled)):
+        log.warning("%s is empty and is left out.", path)
+    path, sniffed = sniff_first(filled or files)
+    _check(path, sniffed, config, wanted_by)
+    return filled
+
+
+def _check(path: str, sniffed: Sniffed, config: DataConfig, wanted_by: str):
+    found = {name: size for name, (_, size) in sniffed.features.items()}
+    if sniffed.level != config.level:
+        raise UserError(
+            f"{path} holds {sniffed.level}-level records ({describe(found)}), but "
+            f"{wanted_by} wants {config.level}-level records "
+            f"({describe(config.features)})."
+        )
+    # The size of a feature without frames is 0: not known.
+    if any(found.get(n, -1) not in (0, size) for n, size in config.features.items()):
+        raise UserError(
+            f"{path} has the features {describe(found) or 'none'}, but {wanted_by} "
+            f"wants {describe(config.features)}; give --feature_names and "
+            "--feature_sizes."
+        )
+    for name in config.features:
+        if config.level == "video" and sniffed.features[name][0] != "float":
+            raise UserError(f"{path} has {name} as bytes; a video-level one is floats.")
+
+
+def describe(features: dict[str, int]) -> str:
+    """`rgb 1024, audio 128`."""
+    return ", ".join(f"{name} {size}" for name, size in features.items())
+
+
+def _guess(start: bytes) -> str | None:
+    """What a file that is no TFRecord file looks like."""
+    for magic, kind in _MAGIC.items():
+        if start.lstrip().startswith(magic):
+            return kind
+    try:
+        text = start[: start.rfind(b"\n") + 1 or None].decode()
+    except UnicodeDecodeError:
+        return None
+    if not all(c.isprintable() or c in "\r\n\t" for c in text):
+        return None
+    line = text.splitlines()[0] if text.strip() else ""
+    return "CSV text" if "," in line else "text"

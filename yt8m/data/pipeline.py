@@ -1,0 +1,348 @@
+"""From TFRecord files to batches: the order of the stages, and what bad records do.
+
+The order of the records is that of `yt8m.data.order`: a function of the seed, the
+epoch and the files. A batch is a range of positions in that order, so that a run can
+resume at any batch, and a bad record that is left out keeps its position: its batch
+is smaller by one, and no other batch changes.
+"""
+
+import functools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from yt8m.config import DataConfig
+from yt8m.data import order
+from yt8m.data.faults import find_fault
+from yt8m.data.files import (
+    check_files,
+    list_files,
+    read_record,
+    records_from,
+    sniff_first,
+)
+from yt8m.data.index import RecordIndex, Shard, scan
+from yt8m.data.records import parse_batch
+from yt8m.errors import DataError
+
+log = logging.getLogger("yt8m")
+
+__all__ = ["BadRecord", "Reader", "check_files", "list_files"]
+
+_WINDOW = {"frame": 1024, "video": 16384}
+_BUFFER_BYTES = 1 << 20
+_EXAMINED_AT_ONCE = 256
+_LEFT_OUT = b"\0"  # in place of a record; no protobuf begins with a zero
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that was left out: its file, its number from 0, its id if known, why."""
+
+    path: str
+    number: int
+    id: str
+    fault: str
+
+    def __str__(self) -> str:
+        video = f" (id {self.id})" if self.id else ""
+        return f"{self.path}, record {self.number}{video}: {self.fault}"
+
+
+class Reader:
+    """Batches of records from TFRecord files, in an order that can be resumed.
+
+    Memory: the shuffle buffer holds `shuffle_window` serialized records, about
+    270 KB each at frame level (280 MB by default) and 4.7 KB at video level (77 MB);
+    beside it about five batches are under way.
+
+    Args:
+        files: paths of TFRecord files; evaluation reads them in this order.
+        config: what is read of each record.
+        batch_size: records in a batch, B.
+        seed: of the order and of random frames. None reads in file order and takes
+            evenly spaced frames, as evaluation does.
+        num_epochs: passes over the files; None is endless.
+        on_bad_record: `"fail"` raises a `DataError` that names the record; `"skip"`
+            leaves it out, warns, and adds it to `bad_records`.
+        index: counts of records; kept in memory by default.
+        shuffle_window: records among which a record is drawn; None for 1,024 at frame
+            level, 16,384 at video level.
+        static_frames: pad to a T that is the same for all batches.
+        num_readers: files read at the same time, where that pays: for frame-level
+            records, and for any that come over the network.
+
+    Attributes:
+        bad_records: what was left out so far, a list of `BadRecord`.
+    """
+
+    def __init__(
+        self,
+        files: list[str],
+        config: DataConfig,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        num_epochs: int | None = 1,
+        on_bad_record: str = "fail",
+        index: RecordIndex | None = None,
+        shuffle_window: int | None = None,
+        static_frames: bool = False,
+        num_readers: int = 8,
+    ):
+        if on_bad_record not in ("fail", "skip"):
+            raise ValueError(
+                "`on_bad_record` must be fail or skip. "
+                f"Received: on_bad_record={on_bad_record!r}"
+            )
+        self.files, self.config, self.batch_size = list(files), config, batch_size
+        self.bad_records: list[BadRecord] = []
+        self._seed, self._num_epochs = seed, num_epochs
+        self._skip = on_bad_record == "skip"
+        self._index = index or RecordIndex()
+        window = shuffle_window or _WINDOW[config.level]
+        self._order = order.Order(len(self.files), seed, window)
+        self._static_frames = static_frames
+        _, sniffed = sniff_first(self.files)
+        kinds = {name: kind for name, (kind, _) in sniffed.features.items()}
+        self._float_features = [n for n in kinds if kinds[n] == "float"]
+        remote = any("://" in path for path in self.files)
+        self._num_readers = num_readers if remote or config.level == "frame" else 1
+        # Of the files in which records are left out: where all records start.
+        self._shards: dict[int, Shard] = {}
+        self._left_out: dict[int, set[int]] = {}
+
+    @property
+    def num_examples(self) -> int:
+        """Records in the files; counted when first asked for."""
+        return int(self._counts.sum())
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in all epochs, the last of which may be smaller."""
+        if self._num_epochs is None:
+            raise ValueError("`num_epochs` must be a number. Received: num_epochs=None")
+        return -(-self.num_examples * self._num_epochs // self.batch_size)
+
+    def dataset(self, start_batch: int = 0) -> tf.data.Dataset:
+        """The batches from number `start_batch` on, as (device features, host).
+
+        An error of TensorFlow's is to be handed to `explain`, with the number of the
+        batch that was asked for, and the dataset to be made again from there on.
+        Batches of which every record was left out do not appear.
+        """
+        batches = self._stages(start_batch)
+        if self._left_out:
+            batches = batches.filter(lambda batch, host: tf.size(host["id"]) > 0)
+        return batches
+
+    def batches(self, start_batch: int = 0) -> Iterator[tuple[dict, dict]]:
+        """The same as tensors, for a loop on the host; deals with bad records."""
+        number = start_batch
+        while True:
+            try:
+                for batch, host in self._stages(number):
+                    number += 1
+                    if len(host["id"]):
+                        yield batch, host
+                return
+            except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as e:
+                self.explain(e, number)
+
+    def explain(self, error: Exception, batch_number: int):
+        """Finds the bad records that made batch `batch_number` fail.
+
+        Looks at the batch, then at all that was read ahead for the shuffle. Returns
+        if bad records were found and are to be left out.
+
+        Raises:
+            DataError: a bad record was found, and `on_bad_record` is `"fail"`.
+            Exception: `error`, if nothing is found that explains it.
+        """
+        before = len(self.bad_records)
+        first = batch_number * self.batch_size
+        end = first + self.batch_size
+        if self._num_epochs is not None:
+            end = min(end, self.num_examples * self._num_epochs)
+        groups = list(self._order.between(first, end, self._counts))
+        for _, records in groups:
+            self._examine(records)
+        if len(self.bad_records) == before:
+            for group, _ in groups:
+                self._examine(self._order.sequence(group, self._counts))
+        if len(self.bad_records) == before:
+            raise error
+
+    def _stages(self, start_batch: int) -> tf.data.Dataset:
+        """All stages, in their order."""
+        records = self._records(start_batch * self.batch_size)
+        # Strings are moved into the batch, and parsed at once: stages that see one
+        # record at a time cost more than the parsing.
+        batches = records.batch(self.batch_size).enumerate(start_batch)
+        batches = batches.map(
+            self._parse_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+        return batches.prefetch(2)
+
+    def _records(self, first: int) -> tf.data.Dataset:
+        """The serialized records from position `first` of the order on."""
+        per_epoch = self._order.groups_per_epoch
+        end = np.iinfo(np.int64).max
+        if self._num_epochs is not None:
+            end = self._num_epochs * per_epoch
+        if first == 0:
+            return self._groups(0, end)
+        if self._num_epochs is not None:
+            first = min(first, self.num_examples * self._num_epochs)
+            if first == self.num_examples * self._num_epochs:
+                return tf.data.Dataset.from_tensor_slices(tf.zeros([0], tf.string))
+        # What the group gave already still passes the shuffle, but is not read.
+        group, place = self._order.find(first, self._counts)
+        given = self._order.sequence(group, self._counts)[:place]
+        return (
+            self._groups(group, group + 1, given)
+            .skip(place)
+            .concatenate(self._groups(group + 1, end))
+        )
+
+    def _groups(
+        self, first: int, end: int, given: np.ndarray | None = None
+    ) -> tf.data.Dataset:
+        """The records of the groups `first` .. `end` - 1, without those `given`."""
+        left_out = {file: set(numbers) for file, numbers in self._left_out.items()}
+        for file, number in () if given is None else given.tolist():
+            left_out.setdefault(file, set()).add(number)
+        read = functools.partial(_read_file, tf.constant(self.files))
+        if left_out:
+            read = functools.partial(read, runs=self._runs(left_out))
+        readers = min(self._num_readers, self._order.group_files)
+        parallel = {"num_parallel_calls": readers, "deterministic": True}
+        parallel = parallel if readers > 1 else {}
+
+        def read_group(group):
+            files = tf.data.Dataset.from_tensor_slices(self._order.files(group))
+            records = files.interleave(
+                read, cycle_length=self._order.group_files, block_length=1, **parallel
+            )
+            return self._order.shuffle(records, group)
+
+        return tf.data.Dataset.range(first, end).flat_map(read_group)
+
+    def _parse_batch(self, number: tf.Tensor, serialized: tf.Tensor) -> Any:
+        if self._left_out:
+            serialized = tf.boolean_mask(serialized, serialized != _LEFT_OUT)
+        seed = None
+        if self._seed is not None:
+            seed = order.draw_seed(self._seed, order.FRAMES, number)
+        return parse_batch(
+            serialized,
+            self.config,
+            float_features=self._float_features,
+            seed=seed,
+            static_frames=self._static_frames,
+        )
+
+    def _runs(self, left_out: dict[int, set[int]]) -> tf.RaggedTensor:
+        """For each file its runs of records to read: int64 [files, runs, 4]."""
+        runs = [
+            _find_runs(self._shard(file), left_out[file])
+            if left_out.get(file)
+            else [(0, -1, _BUFFER_BYTES, 0)]
+            for file in range(len(self.files))
+        ]
+        return tf.ragged.constant(runs, tf.int64, ragged_rank=1, inner_shape=(4,))
+
+    def _examine(self, records: np.ndarray):
+        """Reports those of `records` (file and number) that are bad."""
+        for start in range(0, len(records), _EXAMINED_AT_ONCE):
+            readable = list(self._read(records[start : start + _EXAMINED_AT_ONCE]))
+            options = {"float_features": self._float_features}
+            try:
+                serialized = tf.constant([r for _, _, r in readable], tf.string)
+                parse_batch(serialized, self.config, **options)
+            except tf.errors.InvalidArgumentError:
+                for file, number, record in readable:
+                    video_id, fault = find_fault(record, self.config, **options)
+                    if fault:
+                        self._report(file, number, video_id, fault)
+
+    def _read(self, records: np.ndarray) -> Iterator[tuple[int, int, bytes]]:
+        """File, number and data of the records that can be read; reports the others."""
+        for file, number in records.tolist():
+            if number in self._left_out.get(file, ()):
+                continue
+            offset = int(self._shard(file).offsets[number])
+            try:
+                yield file, number, read_record(self.files[file], offset)
+            except tf.errors.DataLossError:
+                self._report(file, number, "", "the record is corrupted (checksum)")
+
+    def _shard(self, file: int) -> Shard:
+        if file not in self._shards:
+            self._shards[file] = scan(self.files[file])
+        return self._shards[file]
+
+    def _report(self, file: int, number: int, video_id: str, fault: str):
+        """Leaves a record out, or raises, as `on_bad_record` says."""
+        left_out = self._left_out.setdefault(file, set())
+        if number in left_out:
+            return
+        bad = BadRecord(self.files[file], number, video_id, fault)
+        if not self._skip:
+            raise DataError(f"{bad}. --on_bad_record=skip leaves such records out.")
+        log.warning("Left out: %s.", bad)
+        left_out.add(number)
+        self.bad_records.append(bad)
+
+    @functools.cached_property
+    def _counts(self) -> np.ndarray:
+        """The number of records of each file."""
+        counts = np.asarray(self._index.counts(self.files), np.int64)
+        for file, path in enumerate(self.files):
+            if path in self._index.damaged:
+                for number, fault in self._index.damaged[path].faults.items():
+                    self._report(file, number, "", fault)
+        if not counts.sum():
+            raise DataError(f"{self.files[0]} and all other files hold no record.")
+        return counts
+
+
+def _read_file(
+    files: tf.Tensor, file: tf.Tensor, runs: tf.RaggedTensor | None = None
+) -> tf.data.Dataset:
+    """The records of a file, with `_LEFT_OUT` in the place of those outside `runs`."""
+    path = files[file]
+    if runs is None:
+        return records_from(path, 0, _BUFFER_BYTES)
+
+    def read_run(run):
+        left_out = tf.data.Dataset.from_tensors(_LEFT_OUT).repeat(run[3])
+        return records_from(path, run[0], run[2]).take(run[1]).concatenate(left_out)
+
+    return tf.data.Dataset.from_tensor_slices(runs[file]).flat_map(read_run)
+
+
+def _find_runs(shard: Shard, left_out: set[int]) -> list[tuple[int, int, int, int]]:
+    """The stretches of records to read between those that are left out.
+
+    Returns:
+        For each stretch the byte at which it starts, its number of records, the
+        bytes to read at once, and how many left out records follow it.
+    """
+    kept = np.ones(shard.count, bool)
+    kept[list(left_out)] = False
+    edges = np.flatnonzero(np.diff(kept, prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2]
+    next_starts = np.append(starts, shard.count)
+    runs = [(0, 0, 0, int(next_starts[0]))]
+    for start, end, next_start in zip(starts, ends, next_starts[1:], strict=True):
+        offset = int(shard.offsets[start])
+        # A stretch may be one record: a large buffer would read its neighbours.
+        stop = int(shard.offsets[end]) if end < shard.count else -1
+        size = min(stop - offset, _BUFFER_BYTES) if stop > 0 else _BUFFER_BYTES
+        runs.append((offset, int(end - start), size, int(next_start - end)))
+    return runs

@@ -1,0 +1,361 @@
+"""The dataset's records: written, decoded, and parsed a batch at a time.
+
+A video-level record is a `tf.train.Example` of float lists; a frame-level record is a
+`tf.train.SequenceExample` whose feature lists hold one entry a frame: a string of
+`size` bytes, or a float list of `size`. Both carry the video's id and, outside the
+test split, its labels. `_KINDS` says for each kind of feature how it is written and
+how it is parsed. The letters: B records, T frames, C classes.
+"""
+
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from yt8m import schema
+from yt8m.config import DataConfig
+from yt8m.data.frames import select_frames
+from yt8m.errors import DataError
+
+Batch = dict[str, tf.Tensor]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How one row (a frame, or a video-level feature) is written, decoded, parsed."""
+
+    encode: Callable[[np.ndarray], Any]
+    decode: Callable[[Any], np.ndarray]
+    frame_spec: Callable[[int], Any]
+    video_spec: Callable[[int], Any]
+
+
+_KINDS = {
+    "bytes": _Kind(
+        encode=lambda row: _bytes_feature(row.tobytes()),
+        decode=lambda f: np.frombuffer(b"".join(f.bytes_list.value), np.uint8),
+        frame_spec=lambda size: tf.io.FixedLenSequenceFeature([], tf.string),
+        video_spec=lambda size: tf.io.FixedLenFeature([], tf.string),
+    ),
+    "float": _Kind(
+        encode=lambda row: tf.train.Feature(float_list=tf.train.FloatList(value=row)),
+        decode=lambda f: np.asarray(f.float_list.value, np.float32),
+        frame_spec=lambda size: tf.io.FixedLenSequenceFeature([size], tf.float32),
+        video_spec=lambda size: tf.io.FixedLenFeature([size], tf.float32),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A decoded record.
+
+    Attributes:
+        id: the video's id; empty if the record has none.
+        id_key: the key that held it, one of `schema.ID_KEYS`, or None.
+        level: `"frame"` or `"video"`.
+        labels: sorted; None if the record has no such key (the test split).
+        features: arrays [T, size] at frame level, [size] at video level; uint8 or
+            float32.
+    """
+
+    id: str
+    id_key: str | None
+    level: str
+    labels: list[int] | None
+    features: dict[str, np.ndarray]
+
+
+def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
+    """Writes a TFRecord file under a temporary name, renames it, counts the records."""
+    path, count = os.fspath(path), 0
+    temporary = f"{path}.writing"
+    try:
+        with tf.io.TFRecordWriter(temporary) as writer:
+            for record in records:
+                writer.write(record)
+                count += 1
+        tf.io.gfile.rename(temporary, path, overwrite=True)
+    except BaseException:
+        if tf.io.gfile.exists(temporary):
+            tf.io.gfile.remove(temporary)
+        raise
+    return count
+
+
+def encode_frame_record(
+    video_id: str | bytes,
+    features: dict[str, np.ndarray],
+    labels: Sequence[int] | None,
+    id_key: str = "id",
+) -> bytes:
+    """A SequenceExample of features [T, size].
+
+    Args:
+        features: uint8 arrays become one string a frame, others one float list.
+        labels: None leaves the key out.
+        id_key: one of `schema.ID_KEYS`.
+    """
+    message = tf.train.SequenceExample(context=_context(video_id, labels, id_key))
+    for name, frames in features.items():
+        encode = _KINDS["bytes" if frames.dtype == np.uint8 else "float"].encode
+        # Setting the entry keeps the name of a feature without frames.
+        message.feature_lists.feature_list[name].CopyFrom(
+            tf.train.FeatureList(feature=[encode(frame) for frame in frames])
+        )
+    return message.SerializeToString()
+
+
+def encode_video_record(
+    video_id: str | bytes,
+    features: dict[str, np.ndarray],
+    labels: Sequence[int] | None,
+    id_key: str = "id",
+) -> bytes:
+    """An Example of float features [size]; arguments as `encode_frame_record`."""
+    message = tf.train.Example(features=_context(video_id, labels, id_key))
+    for name, values in features.items():
+        message.features.feature[name].CopyFrom(_KINDS["float"].encode(values))
+    return message.SerializeToString()
+
+
+def _context(video_id: str | bytes, labels: Sequence[int] | None, id_key: str):
+    if id_key not in schema.ID_KEYS:
+        raise ValueError(
+            f"`id_key` must be one of {schema.ID_KEYS}. Received: id_key={id_key!r}"
+        )
+    if isinstance(video_id, str):
+        video_id = video_id.encode()
+    feature = {id_key: _bytes_feature(video_id)}
+    if labels is not None:
+        feature[schema.LABELS_KEY] = tf.train.Feature(
+            int64_list=tf.train.Int64List(value=[int(label) for label in labels])
+        )
+    return tf.train.Features(feature=feature)
+
+
+def _bytes_feature(value: bytes):
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+
+def decode_record(serialized: bytes) -> Record:
+    """Decodes one record of either level, without TensorFlow's parser.
+
+    Raises:
+        DataError: the bytes are no such record, or its frames differ in size. The
+            message does not name the record: the caller knows it.
+    """
+    message = _message(serialized)
+    context, lists = message.context.feature, message.feature_lists.feature_list
+    id_key, video_id = _find_id(context)
+    labels = None
+    if schema.LABELS_KEY in context:
+        labels = sorted(context[schema.LABELS_KEY].int64_list.value)
+    if lists:
+        features = {name: _decode_frames(name, lists[name]) for name in lists}
+    else:
+        features = {
+            name: _KINDS[kind].decode(feature)
+            for name, feature in context.items()
+            if name not in schema.ID_KEYS and (kind := _kind_of(feature))
+        }
+    return Record(
+        id=video_id,
+        id_key=id_key,
+        level="frame" if lists else "video",
+        labels=labels,
+        features=dict(sorted(features.items())),
+    )
+
+
+def read_id(serialized: bytes) -> str:
+    """The id of a record, otherwise broken perhaps; empty if there is none."""
+    try:
+        return _find_id(_message(serialized).context.feature)[1]
+    except DataError:
+        return ""
+
+
+def _message(serialized: bytes) -> Any:
+    try:
+        # An Example is a SequenceExample that has only a context, on the wire.
+        return tf.train.SequenceExample.FromString(bytes(serialized))
+    except Exception as e:  # protobuf's implementations raise different ones
+        raise DataError("it is not a protobuf of TensorFlow's examples") from e
+
+
+def _find_id(context: Any) -> tuple[str | None, str]:
+    """The key of the id, or None, and the id."""
+    key = next((key for key in schema.ID_KEYS if key in context), None)
+    values = context[key].bytes_list.value if key else []
+    return key, values[0].decode(errors="replace") if values else ""
+
+
+def _kind_of(feature: Any) -> str | None:
+    """`"bytes"`, `"float"`, or None for integers and empty features."""
+    kind = (feature.WhichOneof("kind") or "").removesuffix("_list")
+    return kind if kind in _KINDS else None
+
+
+def _decode_frames(name: str, frames: Any) -> np.ndarray:
+    """One feature list as [T, size]."""
+    rows = []
+    for i, frame in enumerate(frames.feature):
+        kind = _kind_of(frame)
+        if kind is None:
+            raise DataError(f"frame {i} of {name} is empty")
+        rows.append(_KINDS[kind].decode(frame))
+        if rows[i].size != rows[0].size or rows[i].dtype != rows[0].dtype:
+            raise DataError(
+                f"frame {i} of {name} has {_amount(rows[i])}, where frame 0 has "
+                f"{_amount(rows[0])}"
+            )
+    return np.stack(rows) if rows else np.zeros((0, 0), np.uint8)
+
+
+def _amount(row: np.ndarray) -> str:
+    return f"{row.size} {'bytes' if row.dtype == np.uint8 else 'floats'}"
+
+
+def parse_batch(serialized: tf.Tensor, config: DataConfig, **kwargs):
+    """`parse_frame_batch` or `parse_video_batch`, by the level of `config`."""
+    if config.level == "frame":
+        return parse_frame_batch(serialized, config, **kwargs)
+    return parse_video_batch(serialized, config)
+
+
+def parse_frame_batch(
+    serialized: tf.Tensor,
+    config: DataConfig,
+    *,
+    float_features: Collection[str] = (),
+    seed: tf.Tensor | None = None,
+    static_frames: bool = False,
+) -> tuple[Batch, Batch]:
+    """Parses serialized SequenceExamples at once; frames are chosen, then decoded.
+
+    Args:
+        serialized: string [B].
+        config: names and sizes of the features, classes, frames to take.
+        float_features: the names of those that hold floats; the others hold bytes.
+        seed: int [2] for the random choice of frames; None takes evenly spaced ones.
+        static_frames: pad to T = `config.frames.count`, or `config.max_frames` if
+            all frames are taken; otherwise T is the longest video of the batch.
+
+    Returns:
+        Device features: each feature uint8 (bytes) or float32 (floats) [B, T, size],
+        whose rows from `num_frames` on may hold anything; `num_frames` int32 [B];
+        `labels` uint8 [B, C], zeros for a record without labels. And host metadata:
+        `id` string [B].
+
+    Raises:
+        tf.errors.InvalidArgumentError: a record lacks a feature, has it in another
+            kind or size, has a NaN, a label outside 0 .. C-1, or features that
+            differ in their number of frames. `yt8m.data.faults` says which record.
+    """
+    kinds = {n: "float" if n in float_features else "bytes" for n in config.features}
+    context, frames, lengths = tf.io.parse_sequence_example(
+        serialized,
+        _context_spec(),
+        {n: _KINDS[kinds[n]].frame_spec(size) for n, size in config.features.items()},
+    )
+    first = lengths[next(iter(config.features))]
+    num_frames = tf.minimum(tf.cast(first, tf.int32), config.max_frames)
+    indices = None
+    if config.frames.count is not None or config.frames.skip_first:
+        indices, num_frames = select_frames(num_frames, config.frames, seed)
+    # Copying a frame as a string costs about four times its decoding.
+    few = 4 * (config.frames.count or config.max_frames) <= config.max_frames
+    batch = {}
+    for name, size in config.features.items():
+        rows = frames[name]  # string [B, T] or float32 [B, T, size]
+        checks = [tf.debugging.assert_equal(lengths[name], first)]
+        if kinds[name] == "bytes":
+            checks += _check_bytes(rows, first, size)
+        with tf.control_dependencies(checks):
+            if few:
+                rows = tf.gather(rows, indices, batch_dims=1)
+            if kinds[name] == "bytes":
+                rows = tf.io.decode_raw(rows, tf.uint8, fixed_length=size)
+            else:
+                _check_finite(rows)
+            if indices is None:
+                rows = rows[:, : config.max_frames]
+            elif not few:
+                rows = tf.gather(rows, indices, batch_dims=1)
+        if static_frames:
+            length = config.frames.count or config.max_frames
+            rows = tf.pad(rows, [[0, 0], [0, length - tf.shape(rows)[1]], [0, 0]])
+            rows = tf.ensure_shape(rows, [None, length, size])
+        batch[name] = tf.ensure_shape(rows, [None, None, size])
+    batch["num_frames"] = num_frames
+    return _with_labels(batch, context, config.num_classes)
+
+
+def parse_video_batch(serialized: tf.Tensor, config: DataConfig) -> tuple[Batch, Batch]:
+    """Parses serialized Examples [B] at once.
+
+    Returns:
+        As `parse_frame_batch`, with each feature float32 [B, size].
+
+    Raises:
+        tf.errors.InvalidArgumentError: as `parse_frame_batch`.
+    """
+    spec = {n: _KINDS["float"].video_spec(size) for n, size in config.features.items()}
+    parsed = tf.io.parse_example(serialized, _context_spec() | spec)
+    batch = {name: parsed[name] for name in config.features}
+    for name in config.features:
+        _check_finite(parsed[name])
+    return _with_labels(batch, parsed, config.num_classes)
+
+
+def _context_spec() -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        key: tf.io.FixedLenFeature([], tf.string, default_value="")
+        for key in schema.ID_KEYS
+    }
+    spec[schema.LABELS_KEY] = tf.io.VarLenFeature(tf.int64)
+    return spec
+
+
+def _check_bytes(rows: tf.Tensor, lengths: tf.Tensor, size: int) -> list[Any]:
+    """Checks that each frame holds `size` bytes; `decode_raw` would pad or cut.
+
+    Padding is the empty string, so that all frames are right if none is longer and
+    their sum is right.
+    """
+    sizes = tf.strings.length(rows)
+    total = tf.reduce_sum(tf.cast(sizes, tf.int64))
+    return [
+        tf.debugging.assert_less_equal(sizes, size),
+        tf.debugging.assert_equal(total, size * tf.reduce_sum(lengths)),
+    ]
+
+
+def _check_finite(values: tf.Tensor):
+    # A third of the time of `tf.debugging.check_numerics`.
+    tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(values)), ["not finite"])
+
+
+def _with_labels(
+    batch: Batch, context: dict[str, Any], num_classes: int
+) -> tuple[Batch, Batch]:
+    labels, host = context[schema.LABELS_KEY], {}
+    checks = [
+        tf.debugging.assert_non_negative(labels.values),
+        tf.debugging.assert_less(labels.values, tf.cast(num_classes, tf.int64)),
+    ]
+    key, other_key = schema.ID_KEYS
+    host["id"] = tf.where(context[key] != "", context[key], context[other_key])
+    with tf.control_dependencies(checks):
+        cells = tf.stack([labels.indices[:, 0], labels.values], axis=1)
+        # An update, not a sum: a label listed twice is still one.
+        batch["labels"] = tf.tensor_scatter_nd_update(
+            tf.zeros([tf.size(host["id"]), num_classes], tf.uint8),
+            cells,
+            tf.ones(tf.shape(cells)[:1], tf.uint8),
+        )
+    return batch, host

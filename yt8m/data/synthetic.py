@@ -1,0 +1,670 @@
+"""Embedded data: learnable videos in the dataset's format, with known blind spots.
+
+Every class has a fixed direction in the rgb and in the audio space, and a kind, which
+says where a video of that class shows them:
+
+- `static`: rgb evidence in all frames.
+- `brief`: strong rgb evidence in about 5 % of the frames; a decoy is faint in all
+  frames, and sums to the same.
+- `ordered`: pairs of classes that show the same two directions in two windows of the
+  video, and differ in which window comes first.
+- `audio`: evidence in the sound of all frames, and none in rgb.
+- `joint`: rgb evidence in one window, audio evidence in another; a decoy has only one
+  of the two.
+- `synchronous`: rgb and audio evidence in one and the same window; a decoy has them in
+  two windows that do not overlap.
+
+Each feature of a frame is R (cos(t) background + sin(t) evidence), where background
+and evidence are orthogonal and of unit length. So all frames of a video have the same
+norm R, and their mean weighs sin(t) alone, whether frames are L2-normalised before or
+not. This is exact but for quantising, clipping, and the rare frame with more evidence
+than fits. A decoy's strengths are drawn like the class's own.
+"""
+
+import functools
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from yt8m import schema
+from yt8m.data.records import encode_frame_record, encode_video_record, write_records
+from yt8m.errors import UserError, near_matches
+
+# Kind -> the fewest frames that can show it.
+KINDS = {
+    "static": 1,
+    "brief": 8,
+    "ordered": 2,
+    "audio": 1,
+    "joint": 1,
+    "synchronous": 2,
+}
+AUDIO_KINDS = ("audio", "joint", "synchronous")
+DECOY_KINDS = ("brief", "joint", "synchronous")
+
+SPLITS = ("train", "validate", "test")
+
+# Ranges of sin(t), uniform. Audio has fewer dimensions, so more of the background lies
+# along any one direction, and evidence must be stronger to stand out.
+_STRENGTHS = {
+    "static": (0.10, 0.25),
+    "brief": (0.55, 0.80),
+    "ordered": (0.30, 0.50),
+    "audio": (0.15, 0.30),
+    "joint": (0.30, 0.50),
+    "synchronous": (0.30, 0.50),
+}
+_AUDIO_GAIN = 1.3
+_MAX_ENERGY = 0.95  # of a frame, in evidence
+
+# The dataset's class frequencies fall like 1 / (rank + 2.2), ranks counted from 0.
+_ZIPF_OFFSET = 2.2
+
+# One plus a negative binomial of shape 2 is close to the dataset's labels per video:
+# 25 %, 23 %, 19 % and 16 % of the videos have one, two, three and four.
+_LABELS_SHAPE = 2
+_MAX_LABELS = 10
+
+# Quantiles of the dataset's video lengths, measured on 5,978 training videos: few
+# below 119 frames, most of these of one; 29 % of exactly 300; one in a thousand of 301.
+_LENGTH_SHARES = (0, 0.0005, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.707)
+_LENGTHS = (1, 1, 119, 121, 129, 140, 163, 187, 209, 232, 262, 300)
+_LONGER_SHARE = 0.001
+
+# Standard deviations of the dataset's video means over videos, by relative place of
+# the dimension: a falling curve, as the features are principal components.
+_DEVIATIONS = {
+    "rgb": (
+        (0.0, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0),
+        (0.80, 0.66, 0.63, 0.58, 0.52, 0.45, 0.40),
+    ),
+    "audio": ((0.0, 0.04, 0.08, 0.5, 1.0), (0.95, 0.83, 0.69, 0.66, 0.60)),
+}
+
+# Weights of what lasts for a video, for a scene, and of half the drift in a scene.
+_VIDEO_WEIGHT, _SCENE_WEIGHT, _DRIFT_WEIGHT = 0.75, 0.5, 0.2
+_FRAMES_PER_SCENE = 15
+_NORM = 1.2  # R, relative to the norm of `_DEVIATIONS`
+_NORM_SPREAD = 0.25  # of log R between videos
+_NOISE_ROWS = 2048
+
+_DIGITS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+CLASSES_FILE = "classes.csv"
+MAX_SHARDS = len(_DIGITS) ** 2
+MAX_VIDEOS_PER_SHARD = len(_DIGITS) ** 2 // len(SPLITS)
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """What the videos are like.
+
+    Attributes:
+        seed: of everything random.
+        num_classes: number of classes C; class 0 is the most frequent.
+        kinds: some of `KINDS`; each gets an equal share of the classes.
+        features: sizes of `rgb` and `audio`, in the order of the record. A size of at
+            least C makes the classes' directions orthogonal.
+        max_frames: the longest video; one in a thousand has a frame more, as in the
+            dataset.
+        labels_per_video: mean number of true labels of a video, which has 1 to 10.
+        zipf_exponent: of the class frequencies; 0 makes all equal.
+        co_occurrence: share of a video's labels drawn from one group of classes.
+        strength: factor on all evidence; less is harder.
+        brief_share: share of the frames that show a brief class.
+        window_share: share of the frames in an ordered, joint or synchronous window.
+        frame_noise: weight of what is a frame's own, where the video's is 0.75 and
+            the scene's 0.5.
+        missing_labels: probability that a true label is not given, so that a video
+            can be left without labels.
+        wrong_labels: expected share of the given labels that are wrong. Against human
+            raters the dataset's labels had 14.5 % recall and 78.8 % precision
+            (arXiv:1609.08675): missing_labels=0.855, wrong_labels=0.212.
+
+    The features do not depend on the last two: a split written without them holds the
+    truth about the same videos.
+
+    Raises:
+        UserError: for values out of range, and for a number of classes that leaves an
+            ordered class without its pair.
+    """
+
+    seed: int = 0
+    num_classes: int = 120
+    kinds: tuple[str, ...] = tuple(KINDS)
+    features: dict[str, int] = field(
+        default_factory=lambda: dict(schema.FRAME_FEATURES), hash=False
+    )
+    max_frames: int = schema.MAX_FRAMES
+    labels_per_video: float = 3.0
+    zipf_exponent: float = 1.0
+    co_occurrence: float = 0.8
+    strength: float = 1.0
+    brief_share: float = 0.05
+    window_share: float = 0.25
+    frame_noise: float = 0.4
+    missing_labels: float = 0.0
+    wrong_labels: float = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "kinds", tuple(self.kinds))
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise UserError(f"Unknown kind {kind}. {near_matches(kind, KINDS)}")
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise UserError(
+                f"`kinds` must name at least one kind, each once: {self.kinds}."
+            )
+        self._check_features()
+        least_frames = min(KINDS[kind] for kind in self.kinds)
+        for name, low, high in (
+            ("seed", 0, math.inf),
+            ("num_classes", len(self.kinds), math.inf),
+            ("max_frames", least_frames, math.inf),
+            ("labels_per_video", 1, _MAX_LABELS),
+            ("zipf_exponent", 0, math.inf),
+            ("co_occurrence", 0, 1),
+            ("strength", 0, 1.1),
+            ("brief_share", 0, 0.25),
+            ("window_share", 0, 0.5),
+            ("frame_noise", 0, math.inf),
+            ("missing_labels", 0, 1),
+            ("wrong_labels", 0, 0.9),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"`{name}` must be in [{low}, {high}], not {value}.")
+        if _deal_kinds(self).count("ordered") % 2:
+            raise UserError(
+                f"num_classes={self.num_classes} leaves an ordered class without its "
+                f"pair; take a multiple of {2 * len(self.kinds)}."
+            )
+
+    def _check_features(self):
+        for name, size in self.features.items():
+            if name not in _DEVIATIONS:
+                raise UserError(
+                    f"Unknown feature {name}. {near_matches(name, _DEVIATIONS)}"
+                )
+            if size < 32:
+                raise UserError(f"The size of {name} must be at least 32, not {size}.")
+        if "rgb" not in self.features:
+            raise UserError("`features` must hold rgb.")
+        deaf = [k for k in self.kinds if k in AUDIO_KINDS]
+        if deaf and "audio" not in self.features:
+            raise UserError(f"Classes of kind {deaf[0]} need the feature audio.")
+
+    def kind_of(self, label: int) -> str:
+        """The kind of class `label`."""
+        return _world(self).kinds[label]
+
+
+@dataclass(frozen=True)
+class SyntheticVideo:
+    """A generated video.
+
+    Attributes:
+        features: uint8 [T, size] of each feature.
+        labels: the classes given in the record, ascending.
+        truth: the classes that the frames show, ascending; equal to `labels` unless
+            labels are missing or wrong.
+        decoys: the classes whose decoys the frames show, ascending.
+    """
+
+    features: dict[str, np.ndarray]
+    labels: list[int]
+    truth: list[int]
+    decoys: list[int]
+
+
+def quantize(values: np.ndarray) -> np.ndarray:
+    """Bytes of floats: round((x + 2) * 255 / 4), clipped; the dataset's quantiser."""
+    scaled = (values - schema.QUANTIZE_MIN) / schema.DEQUANTIZE_SCALE
+    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+
+
+def frame_mean(frames: np.ndarray) -> np.ndarray:
+    """Mean over the dequantised frames uint8 [T, size]: float32 [size]."""
+    mean = frames.mean(axis=0, dtype=np.float64)
+    return (mean * schema.DEQUANTIZE_SCALE + schema.DEQUANTIZE_OFFSET).astype(
+        np.float32
+    )
+
+
+def draw_length(rng: np.random.Generator, max_frames: int) -> int:
+    """Length of a video: the dataset's distribution, scaled to `max_frames`."""
+    if rng.random() < _LONGER_SHARE:
+        return max_frames + 1
+    length = np.interp(rng.random(), _LENGTH_SHARES, _LENGTHS)
+    return max(1, math.ceil(length * max_frames / _LENGTHS[-1]))
+
+
+def deviations(name: str, size: int) -> np.ndarray:
+    """Standard deviation of a feature's video means, float32 [size], as in the dataset.
+
+    Features other than `audio` are taken to be like `rgb`.
+    """
+    places = (np.arange(size) + 0.5) / size
+    curve = _DEVIATIONS.get(name, _DEVIATIONS["rgb"])
+    return np.interp(places, *curve).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """A video's S scenes, one after another.
+
+    Attributes:
+        count: S.
+        scene: of each frame, int [T].
+        place: of each frame in its scene, float32 [T, 1] in (0, 1).
+    """
+
+    count: int
+    scene: np.ndarray
+    place: np.ndarray
+
+    def drift(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Frames [T, size] on the lines from starts [S, size] to ends [S, size]."""
+        frames = starts[self.scene]
+        frames += (ends - starts)[self.scene] * self.place
+        return frames
+
+
+def draw_scenes(rng: np.random.Generator, num_frames: int) -> Scenes:
+    """Scenes of random lengths, one in 15 frames on average and one more."""
+    count = min(1 + rng.poisson(num_frames / _FRAMES_PER_SCENE), num_frames)
+    cuts = np.sort(rng.choice(num_frames - 1, count - 1, replace=False)) + 1
+    edges = np.concatenate([[0], cuts, [num_frames]])
+    lengths = np.diff(edges)
+    scene = np.repeat(np.arange(count), lengths)
+    place = (np.arange(num_frames) - edges[scene] + 0.5) / lengths[scene]
+    return Scenes(count, scene, place.astype(np.float32)[:, None])
+
+
+def _zipf(config: SyntheticConfig) -> np.ndarray:
+    """Class frequencies float64 [C], which sum to 1."""
+    ranks = np.arange(config.num_classes)
+    weights = (ranks + _ZIPF_OFFSET) ** -config.zipf_exponent
+    return weights / weights.sum()
+
+
+def _deal_kinds(config: SyntheticConfig) -> list[str]:
+    """The kind of each class.
+
+    Rows of as many classes as there are kinds are dealt one each, the most frequent
+    class to the kind with the least frequency so far.
+    """
+    frequencies = _zipf(config)
+    mass = dict.fromkeys(config.kinds, 0.0)
+    kinds: list[str] = []
+    while len(kinds) < config.num_classes:
+        # A last row that is not full goes to the first kinds, so that shares are
+        # known from the counts alone.
+        row = config.kinds[: config.num_classes - len(kinds)]
+        for kind in sorted(row, key=mass.__getitem__):
+            mass[kind] += frequencies[len(kinds)]
+            kinds.append(kind)
+    return kinds
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    sequence = np.random.SeedSequence(seed, spawn_key=key)
+    return np.random.Generator(np.random.SFC64(sequence))
+
+
+class _World:
+    """What all videos of a configuration share: directions, groups, noise.
+
+    Attributes:
+        kinds: the kind of each class.
+        partner: of an ordered class, the other of its pair; else -1.
+        directions: unit vectors float32 [C, size] of each feature.
+        noise: float32 [N, size] of each feature, from which frames draw.
+        scale: `deviations` of each feature.
+    """
+
+    def __init__(self, config: SyntheticConfig):
+        self.config = config
+        self.kinds = _deal_kinds(config)
+        classes = config.num_classes
+        self.min_frames = np.array([KINDS[kind] for kind in self.kinds])
+
+        self.partner = np.full(classes, -1)
+        ordered = np.flatnonzero([kind == "ordered" for kind in self.kinds])
+        self.partner[ordered[0::2]] = ordered[1::2]
+        self.partner[ordered[1::2]] = ordered[0::2]
+
+        # Groups of at least two blocks of ranks: some frequent classes and some rare,
+        # of all kinds, and pairs of ordered classes stay together.
+        frequencies = _zipf(config)
+        block = max(4, 2 * len(config.kinds))
+        groups = max(1, classes // (2 * block))
+        self.group = np.arange(classes) // block % groups
+        mass = np.bincount(self.group, weights=frequencies)
+        self.group_ends = np.cumsum(mass) / np.cumsum(mass)[-1]
+        # A label comes from the group with probability `co_occurrence`, else from all.
+        outside = max(1 - config.co_occurrence, 1e-9)
+        self.log_frequencies = np.log(frequencies)
+        self.log_bonus = np.log(config.co_occurrence / mass + outside) - np.log(outside)
+
+        rng = _generator(config.seed, len(SPLITS))
+        self.directions, self.noise, self.scale = {}, {}, {}
+        for name, size in config.features.items():
+            scale = self.scale[name] = deviations(name, size)
+            vectors = rng.standard_normal((classes, size), np.float32) * scale
+            if classes <= size:
+                vectors = np.linalg.qr(vectors.T)[0].T
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            self.directions[name] = np.ascontiguousarray(vectors, np.float32)
+            self.noise[name] = rng.standard_normal((_NOISE_ROWS, size), np.float32)
+            self.noise[name] *= scale
+
+
+@functools.lru_cache(maxsize=4)
+def _world(config: SyntheticConfig) -> _World:
+    return _World(config)
+
+
+def generate_video(config: SyntheticConfig, split: str, index: int) -> SyntheticVideo:
+    """Video number `index` of `split`: a function of these three alone.
+
+    Raises:
+        UserError: unknown split.
+    """
+    world = _world(config)
+    rng = _generator(config.seed, _split_number(split), index)
+    shortest = min(KINDS[kind] for kind in config.kinds)
+    num_frames = max(shortest, draw_length(rng, config.max_frames))
+    truth, decoys = _draw_classes(world, rng, num_frames)
+    evidence = _Evidence(world, rng, num_frames)
+    for label in truth:
+        evidence.show(label)
+    for label in decoys:
+        evidence.show(label, decoy=True)
+    features = _render(world, rng, evidence)
+    labels = _corrupt(world, rng, truth)
+    return SyntheticVideo(features, labels, sorted(truth), sorted(decoys))
+
+
+def _split_number(split: str) -> int:
+    if split not in SPLITS:
+        raise UserError(f"Unknown split {split}. {near_matches(split, SPLITS)}")
+    return SPLITS.index(split)
+
+
+def _draw_classes(
+    world: _World, rng: np.random.Generator, num_frames: int
+) -> tuple[list[int], list[int]]:
+    """The true labels of a video and its decoys.
+
+    There are as many decoys as labels of kinds with decoys, drawn alike, and chance
+    says which are which: neither their number nor their company tells.
+    """
+    config = world.config
+    group = np.searchsorted(world.group_ends, rng.random())
+    extra = config.labels_per_video - 1
+    count = 1
+    if extra:
+        odds = _LABELS_SHAPE / (_LABELS_SHAPE + extra)
+        count = min(1 + rng.negative_binomial(_LABELS_SHAPE, odds), _MAX_LABELS)
+
+    # Sorting by log weight plus Gumbel noise samples without replacement.
+    keys = world.log_frequencies + rng.gumbel(size=config.num_classes)
+    keys[world.group == group] += world.log_bonus[group]
+    keys[world.min_frames > num_frames] = -np.inf
+    order = [c for c in np.argsort(-keys).tolist() if keys[c] > -np.inf]
+
+    chosen: list[int] = []
+    for label in order:
+        if len(chosen) == count:
+            break
+        if world.partner[label] not in chosen:
+            chosen.append(label)
+    contested = [c for c in chosen if world.kinds[c] in DECOY_KINDS]
+    rivals = (c for c in order if world.kinds[c] in DECOY_KINDS and c not in chosen)
+    number = len(contested)
+    contested += [c for c, _ in zip(rivals, range(number), strict=False)]
+    rng.shuffle(contested)
+
+    truth = contested[:number]
+    for label in chosen:
+        if world.partner[label] >= 0 and rng.random() < 0.5:
+            label = int(world.partner[label])
+        if world.kinds[label] not in DECOY_KINDS:
+            truth.append(label)
+    return truth, contested[number:]
+
+
+class _Evidence:
+    """What a video shows: for each feature, classes and their sin(t) in each frame."""
+
+    def __init__(self, world: _World, rng: np.random.Generator, num_frames: int):
+        self.config, self.kinds, self.partner = world.config, world.kinds, world.partner
+        self.rng, self.num_frames = rng, num_frames
+        self.window = max(1, int(num_frames * self.config.window_share))
+        self.classes: dict[str, list[int]] = {name: [] for name in world.scale}
+        self.sines: dict[str, list[np.ndarray]] = {name: [] for name in world.scale}
+
+    def show(self, label: int, decoy: bool = False):
+        """Adds the evidence of class `label`, or of its decoy."""
+        window = self.window
+        match self.kinds[label]:
+            case "static":
+                self._add("rgb", label, 0, self.num_frames)
+            case "audio":
+                self._add("audio", label, 0, self.num_frames)
+            case "brief":
+                length = max(1, round(self.num_frames * self.config.brief_share))
+                sines = self._add("rgb", label, self._start(length), length)
+                if decoy:
+                    sines[:] = sines.mean()
+            case "ordered":
+                first, second = self._two_starts()
+                self._add("rgb", label, first, window)
+                self._add("rgb", self.partner[label], second, window)
+            case "joint":
+                left_out = self.rng.choice(("rgb", "audio")) if decoy else None
+                for feature in ("rgb", "audio"):
+                    if feature != left_out:
+                        self._add(feature, label, self._start(window), window)
+            case "synchronous":
+                rgb, audio = self.rng.permutation(self._two_starts())
+                self._add("rgb", label, rgb, window)
+                self._add("audio", label, audio if decoy else rgb, window)
+
+    def _add(self, feature: str, label: int, start: int, length: int) -> np.ndarray:
+        """Evidence along a class's direction in `length` frames from `start` on."""
+        low, high = _STRENGTHS[self.kinds[label]]
+        strength = self.rng.uniform(low, high) * self.config.strength
+        if feature == "audio":
+            strength *= _AUDIO_GAIN
+        sines = np.zeros(self.num_frames, np.float32)
+        sines[start : start + length] = strength
+        self.classes[feature].append(label)
+        self.sines[feature].append(sines)
+        return sines
+
+    def _start(self, length: int) -> int:
+        return self.rng.integers(self.num_frames - length + 1)
+
+    def _two_starts(self) -> tuple[int, int]:
+        """Where two windows begin that follow one another."""
+        spare = self.num_frames - 2 * self.window + 1
+        first, second = np.sort(self.rng.integers(spare, size=2))
+        return first, second + self.window
+
+
+def _render(
+    world: _World, rng: np.random.Generator, evidence: _Evidence
+) -> dict[str, np.ndarray]:
+    """The frames of a video: uint8 [T, size] of each feature."""
+    scenes = draw_scenes(rng, evidence.num_frames)
+    spread = _NORM_SPREAD * np.clip(rng.standard_normal(), -1.5, 1.5)
+    features = {}
+    for name, scale in world.scale.items():
+        frames = _background(world, rng, name, scenes)
+        directions = world.directions[name][evidence.classes[name]]
+        sines = np.reshape(evidence.sines[name], (-1, len(frames))).T
+        norm = _NORM * math.exp(spread) * float(np.linalg.norm(scale))
+        _mix(frames, directions, sines.astype(np.float32), norm)
+        features[name] = quantize(frames)
+    return features
+
+
+def _background(
+    world: _World, rng: np.random.Generator, name: str, scenes: Scenes
+) -> np.ndarray:
+    """Frames without evidence, float32 [T, size], of any norm."""
+    noise, scale = world.noise[name], world.scale[name]
+    video = rng.standard_normal(scale.shape, np.float32) * _VIDEO_WEIGHT
+    middles = rng.standard_normal((scenes.count, len(scale)), np.float32)
+    middles = (video + middles * _SCENE_WEIGHT) * scale
+    drift = noise[rng.integers(len(noise), size=scenes.count)] * _DRIFT_WEIGHT
+    frames = scenes.drift(middles - drift, middles + drift)
+    own = noise[rng.integers(len(noise), size=len(frames))]
+    own *= np.float32(world.config.frame_noise)
+    frames += own
+    return frames
+
+
+def _mix(frames: np.ndarray, directions: np.ndarray, sines: np.ndarray, norm: float):
+    """Puts evidence into background, in place; every frame then has norm `norm`.
+
+    Args:
+        frames: the background, [T, size].
+        directions: [K, size], linearly independent.
+        sines: [T, K], the frame's unit vector's component along each direction, as
+            far as directions are orthogonal.
+    """
+    # Directions of many classes are not orthogonal: go to a basis of their span.
+    root = np.linalg.cholesky(directions @ directions.T)
+    basis = np.linalg.inv(root) @ directions
+    sines = sines @ root
+    energy = np.sum(sines**2, axis=1, keepdims=True)
+    sines *= np.sqrt(np.minimum(1.0, _MAX_ENERGY / np.maximum(energy, 1e-9)))
+    energy = np.minimum(energy, _MAX_ENERGY)
+
+    shadow = frames @ basis.T
+    rest = np.einsum("td,td->t", frames, frames)[:, None] - np.sum(
+        shadow**2, axis=1, keepdims=True
+    )
+    gain = np.sqrt((1 - energy) / rest)
+    frames *= norm * gain
+    frames += (norm * (sines - gain * shadow)) @ basis
+
+
+def _corrupt(world: _World, rng: np.random.Generator, truth: list[int]) -> list[int]:
+    """The labels that are given, ascending: some missing, some wrong."""
+    config = world.config
+    given = [c for c in truth if rng.random() >= config.missing_labels]
+    odds = config.wrong_labels / (1 - config.wrong_labels)
+    wrong = rng.poisson(len(given) * odds)
+    keys = world.log_frequencies + rng.gumbel(size=config.num_classes)
+    keys[truth] = -np.inf
+    wrong = min(wrong, config.num_classes - len(truth))
+    return sorted(given + np.argsort(-keys)[:wrong].tolist())
+
+
+def write_dataset(
+    config: SyntheticConfig,
+    output_dir: str | os.PathLike,
+    split: str = "train",
+    num_videos: int = 1000,
+    num_shards: int = 1,
+    level: str = "frame",
+) -> list[str]:
+    """Writes videos 0 .. num_videos - 1 of a split, and `classes.csv`.
+
+    Shards are named as the dataset names its own, `train0000.tfrecord` and so on.
+    Video i goes to shard i modulo `num_shards`. Ids are unique over all splits; the
+    last two characters name the shard. `classes.csv` holds Index and Kind.
+
+    Args:
+        output_dir: made if need be. Shards of the split that an earlier call wrote
+            there are replaced.
+        split: one of `SPLITS`; records of `test` have no labels, as in the dataset.
+        level: `"frame"`, or `"video"` for the means of the same videos' frames.
+
+    Returns:
+        The paths of the shards.
+
+    Raises:
+        UserError: an argument out of range, a directory that cannot be written, or
+            shards of the split in it that were not made here.
+    """
+    if level not in ("frame", "video"):
+        raise UserError(f"`level` must be frame or video, not {level!r}.")
+    _split_number(split)
+    if not 1 <= num_shards <= MAX_SHARDS:
+        raise UserError(f"`num_shards` must be in [1, {MAX_SHARDS}], not {num_shards}.")
+    if not num_shards <= num_videos <= num_shards * MAX_VIDEOS_PER_SHARD:
+        raise UserError(
+            f"num_videos={num_videos} does not fit num_shards={num_shards}: a shard "
+            f"holds 1 to {MAX_VIDEOS_PER_SHARD} videos."
+        )
+    output_dir = os.fspath(output_dir)
+    paths = [
+        os.path.join(output_dir, f"{split}{shard:04d}.tfrecord")
+        for shard in range(num_shards)
+    ]
+    try:
+        _clear(output_dir, split)
+        _write_classes(config, os.path.join(output_dir, CLASSES_FILE))
+        for shard, path in enumerate(paths):
+            videos = range(shard, num_videos, num_shards)
+            write_records(path, _records(config, split, shard, videos, level))
+    except OSError as e:
+        raise UserError(f"{output_dir} cannot be written: {e.strerror}") from e
+    return paths
+
+
+def _records(
+    config: SyntheticConfig, split: str, shard: int, videos: range, level: str
+) -> Iterator[bytes]:
+    for place, index in enumerate(videos):
+        video = generate_video(config, split, index)
+        video_id = _video_id(split, shard, place)
+        labels = None if split == "test" else video.labels
+        if level == "frame":
+            yield encode_frame_record(video_id, video.features, labels)
+        else:
+            means = {f"mean_{n}": frame_mean(f) for n, f in video.features.items()}
+            yield encode_video_record(video_id, means, labels)
+
+
+def _video_id(split: str, shard: int, place: int) -> str:
+    """The id of the video at `place` of a shard.
+
+    The last two characters number the shard in base 62, as in the dataset; the first
+    two the place, thirdly apart for the three splits and stirred by a unit of the
+    ring of integers modulo 62^2.
+    """
+    number = (place * len(SPLITS) + SPLITS.index(split)) * 1231 % MAX_SHARDS
+    return "".join(
+        _DIGITS[digit] for n in (number, shard) for digit in divmod(n, len(_DIGITS))
+    )
+
+
+def _clear(output_dir: str, split: str):
+    """Makes the directory; removes shards of the split if they were made here."""
+    os.makedirs(output_dir, exist_ok=True)
+    shard = re.compile(rf"{split}\d{{4}}\.tfrecord")
+    found = [name for name in sorted(os.listdir(output_dir)) if shard.fullmatch(name)]
+    if found and not os.path.exists(os.path.join(output_dir, CLASSES_FILE)):
+        raise UserError(
+            f"{os.path.join(output_dir, found[0])} was not made by this command "
+            f"(there is no {CLASSES_FILE} beside it): choose another directory."
+        )
+    for name in found:
+        os.remove(os.path.join(output_dir, name))
+
+
+def _write_classes(config: SyntheticConfig, path: str):
+    lines = ["Index,Kind"]
+    lines += [f"{label},{config.kind_of(label)}" for label in range(config.num_classes)]
+    with open(f"{path}.writing", "w") as file:
+        file.write("\n".join(lines) + "\n")
+    os.replace(f"{path}.writing", path)

@@ -1,0 +1,100 @@
+"""Exact ranks within each class, from logits kept in memory."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from yt8m.metrics.ranking import rank_keys
+
+# Scores that are transposed at once: 2 MB, so that work on them stays in the cache.
+_BLOCK_SCORES = 1 << 19
+
+
+class KeptBatch(NamedTuple):
+    """A batch of consecutive records.
+
+    Attributes:
+        first_record: number of the first.
+        logits: float32 [B, C], neither NaN nor -0.0.
+        rows: int [P], the video of each positive, in [0, B), ascending.
+        classes: int [P], its class.
+    """
+
+    first_record: int
+    logits: np.ndarray
+    rows: np.ndarray
+    classes: np.ndarray
+
+
+class KeptLogits:
+    """Logits and positives of N videos, batch by batch."""
+
+    def __init__(self):
+        self._batches: list[KeptBatch] = []
+        self.num_videos = 0
+
+    def append(self, batch: KeptBatch) -> None:
+        """Keeps `batch`; nothing is copied."""
+        self._batches.append(batch)
+        self.num_videos += len(batch.logits)
+
+    def extend(self, other: "KeptLogits", record_offset: int) -> None:
+        """Appends what `other` keeps, its records renumbered by `record_offset`."""
+        for batch in other._batches:
+            first_record = batch.first_record + record_offset
+            self.append(batch._replace(first_record=first_record))
+
+    def pop(self, num_videos: int) -> "KeptLogits":
+        """Removes the first batches, at least `num_videos` or all, and returns them."""
+        popped = KeptLogits()
+        while self._batches and popped.num_videos < num_videos:
+            popped.append(self._batches.pop(0))
+        self.num_videos -= popped.num_videos
+        return popped
+
+    def records(self) -> np.ndarray:
+        """Record number of every video, uint32 [N], ascending."""
+        return np.concatenate(
+            [
+                np.arange(len(b.logits), dtype=np.uint32) + np.uint32(b.first_record)
+                for b in self._batches
+            ]
+        )
+
+    def by_class(self) -> Iterator[tuple[int, np.ndarray, list[np.ndarray]]]:
+        """Yields blocks of classes.
+
+        Yields:
+            The block's first class; its scores, float32 [classes, N]; and for each
+            of its classes the places in [0, N) of the positives, ascending.
+        """
+        num_classes = self._batches[0].logits.shape[1]
+        starts = np.cumsum([0] + [len(b.logits) for b in self._batches])
+        classes = np.concatenate([b.classes for b in self._batches])
+        places = np.concatenate(
+            [b.rows + s for b, s in zip(self._batches, starts, strict=False)]
+        )[np.argsort(classes, kind="stable")]
+        ends = np.cumsum(np.bincount(classes, minlength=num_classes)).tolist()
+        positives = [places[a:b] for a, b in pairwise([0, *ends])]
+        step = max(1, _BLOCK_SCORES // self.num_videos)
+        for first in range(0, num_classes, step):
+            last = min(first + step, num_classes)
+            block = np.empty((last - first, self.num_videos), np.float32)
+            for b, start in zip(self._batches, starts, strict=False):
+                block[:, start : start + len(b.logits)] = b.logits[:, first:last].T
+            yield first, block, positives[first:last]
+
+    def positive_ranks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Class and 1-based rank within the class of each positive, both ascending."""
+        classes, ranks = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        records = self.records()
+        for first_class, block, positives in self.by_class():
+            for row, places in enumerate(positives):
+                if len(places):
+                    keys = rank_keys(block[row], records)
+                    found = np.searchsorted(np.sort(keys), np.sort(keys[places]))
+                    classes.append(np.full(len(places), first_class + row))
+                    ranks.append(found + 1)
+        return np.concatenate(classes), np.concatenate(ranks)

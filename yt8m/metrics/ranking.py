@@ -1,0 +1,287 @@
+"""Rankings: the order of scores, precision along it, and the metrics of one batch.
+
+The order is the same everywhere: higher score first, then lower class index, then
+earlier record. Scores are ranked as float32 and may be logits, which rank like
+probabilities but do not saturate.
+
+Sources: Abu-El-Haija et al., "YouTube-8M", 2016, arXiv:1609.08675, section 4.2
+(Hit@1, PERR, mAP); the Kaggle competitions of 2017 and 2018 (GAP@20).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+
+def descending_bits(scores: np.ndarray) -> np.ndarray:
+    """uint32 numbers in ascending order where the float32 `scores` descend."""
+    bits = (np.asarray(scores, np.float32) + np.float32(0)).view(np.uint32)  # no -0.0
+    return _flip_if_positive(bits)
+
+
+def _flip_if_positive(bits: np.ndarray) -> np.ndarray:
+    # Negative floats already rise in bits as they fall in value; the 31 lower bits
+    # of the others are inverted. The sign bit stays, so this undoes itself.
+    return bits ^ ((~(bits.view(np.int32) >> 31)).view(np.uint32) >> np.uint32(1))
+
+
+def rank_keys(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """uint64 keys whose ascending order is by score descending, then by `order`.
+
+    Args:
+        scores: float32, any shape; not NaN.
+        order: integers in [0, 2**32) that settle ties, lower first.
+    """
+    keys = descending_bits(scores).astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= order.astype(np.uint64)
+    return keys
+
+
+def scores_of_keys(keys: np.ndarray) -> np.ndarray:
+    """The float32 scores in `rank_keys`' result."""
+    return _flip_if_positive((keys >> np.uint64(32)).astype(np.uint32)).view(np.float32)
+
+
+def precision_sum(ranks: np.ndarray) -> float:
+    """Sum of the precisions at the positives, given their ascending 1-based ranks."""
+    return float(np.sum(np.arange(1, len(ranks) + 1) / ranks))
+
+
+def average_precision(
+    scores: np.ndarray, labels: np.ndarray, total_positives: int | None = None
+) -> float:
+    """Average precision of one ranking, without interpolation.
+
+    `1/P * sum of (positives among the first i) / i` over the ranks i of positives;
+    equal scores rank in the order given.
+
+    Args:
+        scores: [N].
+        labels: [N]; positive where > 0.
+        total_positives: P, if some positives are not among the N, or if P is capped
+            (average precision at k divides by min(positives, k)). Counted by default.
+
+    Returns:
+        The average precision; 0 if P is 0.
+
+    Raises:
+        ValueError: shapes differ or a score is NaN.
+    """
+    scores, labels = _checked(scores, labels, dimensions=1)
+    order = np.argsort(-scores.astype(np.float64), kind="stable")
+    ranks = np.flatnonzero(labels[order]) + 1
+    total = len(ranks) if total_positives is None else total_positives
+    return precision_sum(ranks) / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class TopRanked:
+    """The head of every video's ranking, and all its positives.
+
+    Attributes:
+        scores: float32 [B, K], descending; K is `top_k`, or the most labels of a
+            video if that is more, or all classes if these are fewer.
+        classes: int32 [B, K].
+        hits: bool [B, K], whether the class is a positive of the video.
+        num_positives: int64 [B].
+        positive_rows: int64 [P], the video of each positive, ascending.
+        positive_classes: int64 [P], its class.
+    """
+
+    scores: np.ndarray
+    classes: np.ndarray
+    hits: np.ndarray
+    num_positives: np.ndarray
+    positive_rows: np.ndarray
+    positive_classes: np.ndarray
+
+    def hit_at_one(self) -> np.ndarray:
+        return self.hits[:, 0].astype(np.float64)
+
+    def perr(self) -> np.ndarray:
+        counted = np.arange(self.hits.shape[1]) < self.num_positives[:, None]
+        found = np.count_nonzero(self.hits & counted, axis=1)
+        return found / np.maximum(self.num_positives, 1)
+
+
+def rank_top(scores: np.ndarray, labels: np.ndarray, top_k: int) -> TopRanked:
+    """Ranks the classes of every video, as far down as Hit@1, PERR and GAP look.
+
+    Args:
+        scores: [B, C], B > 0.
+        labels: [B, C]; positive where > 0.
+        top_k: the least number of classes to rank.
+
+    Raises:
+        ValueError: shapes differ, no video or class, `top_k` < 1, or a NaN score.
+    """
+    scores, labels = _checked(scores, labels, dimensions=2)
+    if not scores.size:
+        raise ValueError(
+            f"`scores` must not be empty. Received: scores.shape={scores.shape}"
+        )
+    if top_k < 1:
+        raise ValueError(f"`top_k` must be positive. Received: top_k={top_k}")
+    rows, classes = np.divmod(np.flatnonzero(labels), scores.shape[1])
+    num_positives = np.bincount(rows, minlength=len(scores))
+    # On the CPU this is several times faster than NumPy's partition and, as the
+    # order here wants it, puts the lower class first among equal scores.
+    with tf.device("CPU"):
+        top = tf.math.top_k(
+            scores, min(max(top_k, num_positives.max()), scores.shape[1])
+        )
+    indices = top.indices.numpy()
+    return TopRanked(
+        scores=top.values.numpy(),
+        classes=indices,
+        hits=np.take_along_axis(labels, indices, axis=1),
+        num_positives=num_positives,
+        positive_rows=rows,
+        positive_classes=classes,
+    )
+
+
+def _checked(
+    scores: np.ndarray, labels: np.ndarray, dimensions: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Contiguous float32 scores and bool labels of the same shape."""
+    scores = np.ascontiguousarray(scores, np.float32)
+    labels = np.ascontiguousarray(labels)
+    if scores.ndim != dimensions or scores.shape != labels.shape:
+        raise ValueError(
+            f"`scores` and `labels` must have the same {dimensions}-D shape. "
+            f"Received: scores.shape={scores.shape}, labels.shape={labels.shape}"
+        )
+    if np.isnan(scores).any():
+        place = np.argwhere(np.isnan(scores))[0].tolist()
+        raise ValueError(f"`scores` must not be NaN. Received: NaN at {place}")
+    return scores, labels > 0
+
+
+def hit_at_one(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """1 for every video whose first-ranked class is one of its labels, else 0.
+
+    Args:
+        scores: [B, C].
+        labels: [B, C]; positive where > 0.
+
+    Returns:
+        float64 [B]; 0 for a video without labels. Hit@1 is its mean.
+    """
+    return rank_top(scores, labels, 1).hit_at_one()
+
+
+def perr(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Precision at equal recall rate: precision at rank n for a video of n labels.
+
+    Args:
+        scores: [B, C].
+        labels: [B, C]; positive where > 0.
+
+    Returns:
+        float64 [B]; 0 for a video without labels. PERR is its mean.
+    """
+    return rank_top(scores, labels, 1).perr()
+
+
+def gap(scores: np.ndarray, labels: np.ndarray, top_k: int = 20) -> float:
+    """Global average precision of a batch.
+
+    The `top_k` classes of every video are pooled and ranked together; the average
+    precision of this ranking is divided by all positives, also those outside it.
+
+    Args:
+        scores: [B, C].
+        labels: [B, C]; positive where > 0.
+        top_k: classes of each video that enter the ranking.
+    """
+    return batch_metrics(scores, labels, top_k)["gap"]
+
+
+def batch_metrics(
+    scores: np.ndarray, labels: np.ndarray, top_k: int = 20
+) -> dict[str, float]:
+    """`hit_at_1`, `perr` and `gap` of a batch, from one ranking of its classes.
+
+    Args:
+        scores: [B, C].
+        labels: [B, C]; positive where > 0.
+        top_k: classes of each video that enter GAP.
+    """
+    top = rank_top(scores, labels, top_k)
+    pairs = PairKeys(top.scores[:, :top_k], top.classes[:, :top_k], top.hits[:, :top_k])
+    return {
+        "hit_at_1": float(np.mean(top.hit_at_one())),
+        "perr": float(np.mean(top.perr())),
+        "gap": pairs.gap(len(top.positive_rows)),
+    }
+
+
+def class_type(num_classes: int) -> type:
+    """The type in which class indices are kept; 16 bits are sorted by radix, faster."""
+    return np.uint16 if num_classes <= 1 << 16 else np.int32
+
+
+class PairKeys:
+    """Pooled (class, score) pairs as sortable numbers, for GAP and per-class ranks.
+
+    A key holds the score's bits, then the pair's place when all are arranged by
+    class and record, then whether the pair is a positive. So sorting the numbers
+    ranks the pairs, ties included. There is room for 2**31 pairs.
+
+    Args:
+        scores: float32 [N, K] or [N * K], records in order.
+        classes: integers, same shape.
+        hits: bool, same shape.
+    """
+
+    def __init__(self, scores: np.ndarray, classes: np.ndarray, hits: np.ndarray):
+        classes = classes.ravel()
+        by_class = np.argsort(classes, kind="stable")
+        self.class_counts = np.bincount(classes)
+        place = np.arange(len(by_class), dtype=np.uint32) << np.uint32(1)
+        place |= hits.ravel()[by_class]
+        self.keys = rank_keys(scores.ravel()[by_class], place)
+
+    def positives_by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """Class and 1-based rank within the class of each positive, both ascending."""
+        keys = self.keys.copy()
+        ends = np.cumsum(self.class_counts)
+        starts = ends - self.class_counts
+        for start, end in zip(starts, ends, strict=True):
+            keys[start:end].sort()
+        places = np.flatnonzero(keys & np.uint64(1))
+        classes = np.searchsorted(ends, places, side="right")
+        return classes, places - starts[classes] + 1
+
+    def gap(self, total_positives: int) -> float:
+        """Average precision of the whole ranking; 0 without positives."""
+        ranks = np.flatnonzero(np.sort(self.keys) & np.uint64(1)) + 1
+        return precision_sum(ranks) / total_positives if total_positives else 0.0
+
+
+def class_average_precisions(
+    classes: np.ndarray, ranks: np.ndarray, total_positives: np.ndarray
+) -> np.ndarray:
+    """Average precision of every class, from the ranks of its positives.
+
+    Args:
+        classes: [P] class of each positive, ascending.
+        ranks: [P] its 1-based rank within the class, ascending in each class.
+        total_positives: [C] positives of each class, ranked or not.
+
+    Returns:
+        float64 [C]; NaN for a class without positives.
+    """
+    found = np.bincount(classes, minlength=len(total_positives))
+    starts = np.cumsum(found) - found
+    precisions = (np.arange(1, len(classes) + 1) - starts[classes]) / ranks
+    sums = np.bincount(classes, weights=precisions, minlength=len(total_positives))
+    return np.divide(
+        sums,
+        total_positives,
+        out=np.full(len(total_positives), np.nan),
+        where=total_positives > 0,
+    )

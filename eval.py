@@ -1,0 +1,8 @@
+"""Runs `yt8m eval`; see `python eval.py --help`."""
+
+import sys
+
+from yt8m.cli.main import run
+
+if __name__ == "__main__":
+    sys.exit(run("eval", sys.argv[1:]))

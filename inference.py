@@ -1,0 +1,8 @@
+"""Runs `yt8m inference`; see `python inference.py --help`."""
+
+import sys
+
+from yt8m.cli.main import run
+
+if __name__ == "__main__":
+    sys.exit(run("inference", sys.argv[1:]))

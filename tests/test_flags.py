@@ -1,0 +1,137 @@
+"""The command line: parsing, near matches, exit codes, help, recipes."""
+
+import pytest
+from absl import flags as absl_flags
+
+from yt8m.cli import flags as shared
+from yt8m.cli import main
+from yt8m.cli.recipes import recipe_flags, recipe_names, recipe_title
+from yt8m.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", {}),
+        ("clusters=128,hidden_size=512", {"clusters": 128, "hidden_size": 512}),
+        ("a=1e-3, b=True ,c=none", {"a": 1e-3, "b": True, "c": None}),
+        ("head=moe", {"head": "moe"}),
+        ("sizes=[1,2],name='a,b'", {"sizes": [1, 2], "name": "a,b"}),
+        ('{"clusters": 8, "gating": false}', {"clusters": 8, "gating": False}),
+    ],
+)
+def test_model_arguments_are_python_literals_or_strings(text, value):
+    assert shared.parse_arguments(text, "--model_args") == value
+
+
+@pytest.mark.parametrize("text", ["clusters", "a=1,a=2", "=3", "a b=1", "{"])
+def test_malformed_arguments_are_refused(text):
+    with pytest.raises(UserError, match="--model_args"):
+        shared.parse_arguments(text, "--model_args")
+
+
+def test_feature_sizes_are_known_for_the_datasets_own_features():
+    assert shared.parse_features("rgb, audio", None) == {"rgb": 1024, "audio": 128}
+    assert shared.parse_features("clip", "512") == {"clip": 512}
+
+
+@pytest.mark.parametrize(
+    ("names", "sizes", "named"),
+    [
+        ("clip", None, "clip"),
+        ("rgb,rgb", None, "once"),
+        ("rgb", "1024,128", "differ in length"),
+        ("rgb", "many", "whole numbers"),
+        ("", None, "--feature_names"),
+    ],
+)
+def test_feature_lists_that_do_not_fit_are_refused(names, sizes, named):
+    with pytest.raises(UserError, match=named):
+        shared.parse_features(names, sizes)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "code", "said"),
+    [
+        ("train", ["--modle=x"], 2, "model"),
+        ("train", ["--batch_size=many"], 2, "batch_size"),
+        ("train", ["stray"], 1, "'stray' is not a flag"),
+        ("train", ["--model=NetVLADModle"], 1, "Did you mean NetVLADModel?"),
+        ("train", ["--recipe=willow_netvald"], 1, "Did you mean willow_netvlad?"),
+        ("train", [], 1, "--train_data_pattern"),
+        ("eval", [], 1, "--eval_data_pattern"),
+        ("inference", [], 1, "--input_data_pattern"),
+        ("export", [], 1, "--output_dir"),
+        ("expand", [], 1, "--input_data_pattern"),
+        ("synthesize", [], 1, "--output_dir"),
+        ("validate-submission", [], 1, "submission"),
+        ("synthesize", ["--output_dir=x", "--kinds=breif"], 1, "Did you mean brief"),
+    ],
+)
+def test_a_wrong_command_line_is_one_clear_line(
+    command, arguments, code, said, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    directory = [f"--train_dir={tmp_path / 'run'}"] if command == "train" else []
+    assert main.run(command, [*arguments, *directory]) == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith(f"{command}: ") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", main.command_names())
+def test_every_command_explains_itself_with_a_line_to_paste(command, capsys):
+    assert main.run(command, ["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"yt8m {command}: ")
+    assert f"yt8m {command}" in text or f"python {command}" in text
+    # Every flag has a help of its own.
+    for i, line in enumerate(lines := text.splitlines()):
+        if line.startswith("  --"):
+            assert lines[i + 1].strip()
+
+
+def test_the_console_entry_lists_the_commands(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["yt8m", "--help"])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in main.command_names())
+    monkeypatch.setattr("sys.argv", ["yt8m", "trian"])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == 2
+    assert "Did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_states_its_source_and_its_flags_are_known(name):
+    from yt8m.cli import train
+
+    text = recipe_title(name)
+    assert text and text[0].isupper()
+    flags = absl_flags.FlagValues()
+    train.define(flags)
+    flags(["train", *recipe_flags(name)])
+    shared.parse_arguments(flags.model_args, "--model_args")
+    assert shared.given(flags, "model")
+
+
+def test_flags_beside_a_recipe_override_its_own():
+    from yt8m.cli import train
+
+    flags = absl_flags.FlagValues()
+    train.define(flags)
+    argv = ["train", "--batch_size=7", "--recipe=willow_netvlad"]
+    flags(main._with_recipe(flags, argv))
+    assert flags.batch_size == 7
+    assert flags.model == "NetVLADModel"
+
+
+def test_the_list_of_models_has_level_arguments_and_paper(capsys):
+    assert main.run("train", ["--list_models"]) == 0
+    text = capsys.readouterr().out
+    assert "NetVLADModel (frame level)" in text and "1706.06905" in text
+    assert "    clusters=64" in text

@@ -1,0 +1,488 @@
+"""From shards to a submission, as a user goes: commands, resumed runs, bad input."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from yt8m import runs
+from yt8m.cli import main
+from yt8m.data.records import encode_video_record, write_records
+from yt8m.inference.submission import read_submission
+
+FEATURES = ["--feature_names=rgb,audio", "--feature_sizes=32,32", "--num_classes=12"]
+SMALL_NETVLAD = "--model_args=clusters=4,hidden_size=8"
+
+
+def command(*arguments) -> int:
+    """Runs a command in this process."""
+    return main.run(arguments[0], [str(a) for a in arguments[1:]])
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Folders of tiny shards: train, validate, test (without labels), and video."""
+    root = tmp_path_factory.mktemp("shards")
+    for name, split, level, videos in (
+        ("train", "train", "frame", 90),
+        ("validate", "validate", "frame", 25),
+        ("test", "test", "frame", 25),
+        ("video", "train", "video", 90),
+    ):
+        assert (
+            command(
+                "synthesize",
+                f"--output_dir={root / name}",
+                f"--split={split}",
+                f"--level={level}",
+                f"--num_videos={videos}",
+                "--num_shards=3",
+                "--max_frames=20",
+                *FEATURES,
+            )
+            == 0
+        )
+    return root
+
+
+def train_flags(shards, directory, *more) -> list[str]:
+    return [
+        "--model=NetVLADModel",
+        SMALL_NETVLAD,
+        f"--train_data_pattern={shards}/train/*.tfrecord",
+        f"--train_dir={directory}",
+        "--batch_size=16",
+        "--base_learning_rate=0.01",
+        *FEATURES,
+        *more,
+    ]
+
+
+def weights(directory, which="latest") -> list[np.ndarray]:
+    return [v.numpy() for v in runs.load_run(str(directory), which).model.variables]
+
+
+def assert_same_weights(a, b):
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def run_directory(shards, tmp_path_factory):
+    """A run of 12 steps, validated twice."""
+    directory = tmp_path_factory.mktemp("runs") / "netvlad"
+    flags = train_flags(
+        shards,
+        directory,
+        f"--eval_data_pattern={shards}/validate/*.tfrecord",
+        "--max_steps=12",
+        "--eval_steps=6",
+        "--log_steps=4",
+    )
+    assert command("train", *flags) == 0
+    return directory
+
+
+def test_training_leaves_its_configuration_metrics_events_and_checkpoints(
+    run_directory,
+):
+    config = runs.read_config(str(run_directory))
+    assert config.model.args == {"clusters": 4, "hidden_size": 8}
+    assert config.data.features == {"rgb": 32, "audio": 32}
+    with open(run_directory / "metrics.csv") as f:
+        rows = list(csv.DictReader(f))
+    assert [(r["step"], r["split"]) for r in rows] == [
+        ("4", "train"),
+        ("6", "validation"),
+        ("8", "train"),
+        ("12", "train"),
+        ("12", "validation"),
+    ]
+    assert all(0 <= float(r["gap"]) <= 1 and float(r["loss"]) > 0 for r in rows)
+    for split in ("train", "validation"):
+        assert os.listdir(run_directory / "events" / split)
+    checkpoints = runs.Checkpoints(str(run_directory)).list()
+    assert [c.step for c in checkpoints] == [6, 12]
+    assert checkpoints[-1].validation["num_examples"] == 25
+
+
+def test_evaluation_scores_every_video_once_whatever_the_batch(
+    run_directory, shards, capsys
+):
+    reports = []
+    for batch_size in (7, 1024):
+        flags = [
+            f"--train_dir={run_directory}",
+            f"--eval_data_pattern={shards}/validate/*.tfrecord",
+            f"--batch_size={batch_size}",
+            "--run_once",
+        ]
+        assert command("eval", *flags) == 0
+        assert "25 videos | GAP" in capsys.readouterr().out
+        with open(run_directory / "eval" / "step-00000012.json") as f:
+            reports.append(json.load(f))
+    for name in ("gap", "hit_at_1", "perr", "map", "map_at_20"):
+        assert reports[0][name] == reports[1][name]
+    assert reports[0]["loss"] == pytest.approx(reports[1]["loss"], rel=1e-6)
+    # The trainer's validation of the same checkpoint says the same.
+    trained = runs.Checkpoints(str(run_directory)).latest().validation
+    assert trained["gap"] == reports[0]["gap"]
+    with open(run_directory / "eval" / "step-00000012-classes.csv") as f:
+        table = list(csv.DictReader(f))
+    assert [int(r["Index"]) for r in table] == list(range(12))
+    found = [float(r["AveragePrecision"]) for r in table if r["AveragePrecision"]]
+    assert np.mean(found) == pytest.approx(reports[0]["map"], abs=1e-6)
+
+
+def test_a_submission_is_valid_complete_and_the_same_from_run_and_export(
+    run_directory, shards, tmp_path, capsys
+):
+    pattern = f"--input_data_pattern={shards}/test/*.tfrecord"
+    export = tmp_path / "export"
+    run_flag = f"--train_dir={run_directory}"
+    assert command("export", run_flag, f"--output_dir={export}") == 0
+    files = [tmp_path / "run.csv", tmp_path / "export.csv", tmp_path / "batch.csv.gz"]
+    for source, path in zip(
+        ([run_flag], [f"--saved_model={export}"], [run_flag, "--batch_size=4"]),
+        files,
+        strict=True,
+    ):
+        assert command("inference", *source, pattern, f"--output_file={path}") == 0
+        flags = [pattern, "--num_classes=12"]
+        assert command("validate-submission", path, *flags) == 0
+    capsys.readouterr()
+    predictions = [list(read_submission(str(path))) for path in files]
+    assert len(predictions[0]) == 25
+    for other in predictions[1:]:
+        for (a, _, x), (b, _, y) in zip(predictions[0], other, strict=True):
+            assert a == b
+            np.testing.assert_allclose(x, y, rtol=1e-4)
+    # A submission of other videos is refused with line numbers.
+    other = f"--input_data_pattern={shards}/train/*.tfrecord"
+    assert command("validate-submission", files[0], other, "--num_classes=12") == 1
+    assert "line 2" in capsys.readouterr().out
+
+
+def test_the_same_command_again_resumes_and_ends_with_the_same_weights(
+    run_directory, shards, tmp_path
+):
+    """In steps of odd lengths, without validation, over epochs of 90 videos."""
+    directory = tmp_path / "resumed"
+    for steps in (1, 3, 7, 12):
+        flags = train_flags(shards, directory, f"--max_steps={steps}")
+        assert command("train", *flags) == 0
+    assert_same_weights(weights(directory), weights(run_directory))
+
+
+def test_runs_killed_at_any_moment_end_with_the_same_weights(
+    run_directory, shards, tmp_path
+):
+    """kill -9 as soon as the run reaches one step after another."""
+    directory = tmp_path / "killed"
+    flags = train_flags(
+        shards, directory, "--max_steps=12", "--save_checkpoint_steps=2"
+    )
+    for kills in range(8):
+        process = subprocess.Popen(
+            [sys.executable, "train.py", *flags, "--log_steps=1"],
+            cwd=os.path.dirname(os.path.dirname(__file__)),
+            stderr=subprocess.DEVNULL,
+        )
+        if kills < 3:
+            _wait_for_rows(directory / "metrics.csv", 3 * kills + 2, process)
+            process.send_signal(signal.SIGKILL)
+        elif kills == 3:
+            _wait_for_rows(directory / "metrics.csv", 9, process)
+            process.send_signal(signal.SIGTERM)  # saves, says so, ends
+        if process.wait() == 0:
+            break
+        assert process.returncode == (143 if kills == 3 else -signal.SIGKILL)
+    assert_same_weights(weights(directory), weights(run_directory))
+    with open(directory / "metrics.csv") as f:
+        assert [int(r["step"]) for r in csv.DictReader(f)] == list(range(1, 13))
+
+
+def _wait_for_rows(path, rows: int, process) -> None:
+    for _ in range(6000):
+        if process.poll() is not None:
+            return
+        if path.exists() and len(path.read_text().splitlines()) > rows:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"{path} has not got {rows} rows")
+
+
+def test_a_resumed_run_may_change_its_steering_only(run_directory, shards, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(run_directory, directory)
+    # Flags that are not given keep their values: the model, its arguments, features.
+    assert command("train", f"--train_dir={directory}", "--max_steps=14") == 0
+    assert runs.load_run(str(directory)).checkpoint.step == 14
+    assert command("train", f"--train_dir={directory}", "--batch_size=5") == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "values"),
+    [
+        ("--model=FrameLevelLogisticModel", ("NetVLADModel", "FrameLevelLogistic")),
+        ("--model_args=clusters=5", ("'clusters': 4", "'clusters': 5")),
+        ("--num_classes=13", ("12", "13")),
+        ("--feature_names=rgb", ("audio",)),
+        ("--seed=3", ("seed=0", "seed=3")),
+    ],
+)
+def test_a_flag_that_contradicts_the_stored_run_is_refused(
+    run_directory, flag, values, capsys
+):
+    more = ["--feature_sizes=32"] if flag.startswith("--feature") else []
+    assert command("train", f"--train_dir={run_directory}", flag, *more) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for value in values:
+        assert value in error
+    assert runs.Checkpoints(str(run_directory)).latest().step == 12
+
+
+def test_start_new_model_moves_the_earlier_run_aside(run_directory, shards, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(run_directory, directory)
+    flags = train_flags(shards, directory, "--max_steps=1", "--start_new_model")
+    assert command("train", *flags) == 0
+    assert runs.load_run(str(directory)).checkpoint.step == 1
+    (aside,) = tmp_path.glob("run-until-*")
+    assert runs.load_run(str(aside)).checkpoint.step == 12
+    # A model that cannot be built moves nothing.
+    flags[1] = "--model_args=clusters=0"
+    assert command("train", *flags) == 1
+    assert runs.load_run(str(directory)).checkpoint.step == 1
+
+
+def test_video_level_models_train_on_video_level_shards(shards, tmp_path, capsys):
+    for model in ("LogisticModel", "MoeModel"):
+        directory = tmp_path / model
+        flags = [
+            f"--model={model}",
+            f"--train_data_pattern={shards}/video/*.tfrecord",
+            f"--train_dir={directory}",
+            "--feature_names=mean_rgb,mean_audio",
+            "--feature_sizes=32,32",
+            "--num_classes=12",
+            "--batch_size=16",
+            "--num_epochs=2",
+        ]
+        assert command("train", *flags) == 0
+        # Two epochs of 90 videos, the last batch of 4 included.
+        assert runs.load_run(str(directory)).checkpoint.step == 12
+
+
+def test_evaluation_follows_new_checkpoints(run_directory, shards, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(run_directory, directory)
+    shutil.rmtree(directory / "eval", ignore_errors=True)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "eval.py",
+            f"--train_dir={directory}",
+            f"--eval_data_pattern={shards}/validate/*.tfrecord",
+            "--poll_seconds=0.2",
+        ],
+        cwd=os.path.dirname(os.path.dirname(__file__)),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline().startswith("step 12 | 25 videos")
+        assert command("train", f"--train_dir={directory}", "--max_steps=13") == 0
+        assert process.stdout.readline().startswith("step 13 | 25 videos")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+    assert process.returncode == 130
+
+
+# --- bad input: one clear line, a non-zero exit, nothing lost -------------------------
+
+
+def refuse(capsys, *arguments) -> str:
+    assert command(*arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"{arguments[0]}: ")
+    return error
+
+
+def test_unlabelled_videos_are_not_scored_as_zero(run_directory, shards, capsys):
+    flags = [
+        f"--train_dir={run_directory}",
+        f"--eval_data_pattern={shards}/test/*.tfrecord",
+    ]
+    assert "None of the 25 videos has a label" in refuse(capsys, "eval", *flags)
+
+
+def test_patterns_without_files_are_named(run_directory, tmp_path, capsys):
+    nothing = f"{tmp_path}/nothing*.tfrecord"
+    flags = [f"--train_data_pattern={nothing}", f"--train_dir={tmp_path / 'run'}"]
+    error = refuse(capsys, "train", *flags)
+    assert "--train_data_pattern" in error and nothing in error
+    assert not (tmp_path / "run").exists()
+    run_flag = f"--train_dir={run_directory}"
+    error = refuse(capsys, "eval", run_flag, f"--eval_data_pattern={nothing}")
+    assert "--eval_data_pattern" in error
+
+
+def test_shards_of_the_wrong_level_or_kind_are_called_what_they_are(
+    run_directory, shards, tmp_path, capsys
+):
+    flags = train_flags(shards, tmp_path / "run")
+    flags[2] = f"--train_data_pattern={shards}/video/*.tfrecord"
+    assert "video-level" in refuse(capsys, "train", *flags)
+    text = tmp_path / "labels.csv"
+    text.write_text("VideoId,LabelConfidencePairs\nabcd,1 0.5\n")
+    flags[2] = f"--train_data_pattern={text}"
+    assert "CSV" in refuse(capsys, "train", *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_that_are_missing_or_of_another_size_are_listed(
+    shards, tmp_path, capsys
+):
+    flags = train_flags(shards, tmp_path / "run", "--feature_sizes=32,64")
+    error = refuse(capsys, "train", *flags)
+    assert "32" in error and "64" in error
+    flags = train_flags(shards, tmp_path / "run", "--feature_names=rgb,flow")
+    error = refuse(capsys, "train", *flags)
+    assert "flow" in error and "audio" in error
+
+
+def video_flags(path, directory, *more) -> list[str]:
+    return [
+        f"--train_data_pattern={path}",
+        f"--train_dir={directory}",
+        "--feature_names=mean_rgb",
+        "--feature_sizes=4",
+        "--num_classes=6",
+        "--batch_size=4",
+        "--num_epochs=1",
+        *more,
+    ]
+
+
+def video_records(count: int, **bad) -> list[bytes]:
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(count):
+        features = {"mean_rgb": rng.normal(size=4).astype(np.float32)}
+        labels = [i % 6]
+        if i == 5:
+            features |= bad.get("features", {})
+            labels = bad.get("labels", labels)
+        records.append(encode_video_record(f"v{i:03d}", features, labels))
+    return records
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"labels": [6]}, "label 6"),
+        ({"features": {"mean_rgb": np.full(4, np.nan, np.float32)}}, "NaN"),
+        ({"features": {"mean_rgb": np.zeros(3, np.float32)}}, "3"),
+    ],
+)
+def test_a_bad_record_is_named_or_skipped_and_counted(bad, said, tmp_path, capsys):
+    path = tmp_path / "shard.tfrecord"
+    write_records(path, video_records(12, **bad))
+    error = refuse(capsys, "train", *video_flags(path, tmp_path / "fail"))
+    assert str(path) in error and "record 5" in error and "v005" in error
+    assert said in error
+    skip = video_flags(path, tmp_path / "skip", "--on_bad_record=skip")
+    assert command("train", *skip) == 0
+    assert "record 5" in capsys.readouterr().err
+    assert runs.load_run(str(tmp_path / "skip")).checkpoint.step == 3
+
+
+def test_a_truncated_shard_is_named(tmp_path, capsys):
+    path = tmp_path / "shard.tfrecord"
+    write_records(path, video_records(12))
+    path.write_bytes(path.read_bytes()[:-10])
+    error = refuse(capsys, "train", *video_flags(path, tmp_path / "run"))
+    assert str(path) in error and "truncated at record 11" in error
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    tmp_path, capsys
+):
+    path = tmp_path / "shard.tfrecord"
+    write_records(path, video_records(12))
+    directory = tmp_path / "run"
+    assert command("train", *video_flags(path, directory, "--max_steps=2")) == 0
+    # Features are finite and normalised, so it takes an absurd step.
+    flags = ["--max_steps=9", "--num_epochs=3", "--base_learning_rate=3e38"]
+    error = refuse(capsys, "train", f"--train_dir={directory}", *flags)
+    assert "not finite at step" in error and "step 2 is kept" in error
+    (listed,) = directory.glob("non-finite-step-*.txt")
+    assert "v0" in error and len(listed.read_text().split()) == 4
+    assert runs.Checkpoints(str(directory)).latest().step == 2
+
+
+def test_output_that_cannot_be_written_is_named(
+    run_directory, shards, tmp_path, capsys
+):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    pattern = f"{shards}/test/*.tfrecord"
+    flags = train_flags(shards, blocker / "run", "--max_steps=1")
+    assert str(blocker) in refuse(capsys, "train", *flags)
+    run_flag = f"--train_dir={run_directory}"
+    output = f"--output_file={blocker}/out.csv"
+    input_flag = f"--input_data_pattern={pattern}"
+    assert str(blocker) in refuse(capsys, "inference", run_flag, input_flag, output)
+    output = f"--output_dir={blocker}/export"
+    assert str(blocker) in refuse(capsys, "export", run_flag, output)
+
+
+def test_a_foreign_directory_is_not_taken_for_a_run(shards, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("important")
+    flags = train_flags(shards, tmp_path, "--start_new_model")
+    assert "not a run directory" in refuse(capsys, "train", *flags)
+    assert (tmp_path / "thesis.tex").read_text() == "important"
+
+
+# --- real files -----------------------------------------------------------------------
+
+
+def test_real_shards_train_score_and_make_a_valid_submission(
+    real_data, tmp_path, capsys
+):
+    video, directory = real_data / "video", tmp_path / "logistic"
+    train = [
+        "--model=LogisticModel",
+        "--feature_names=mean_rgb,mean_audio",
+        f"--train_data_pattern={video}/validate/validate000[0-3].tfrecord",
+        f"--train_dir={directory}",
+        "--batch_size=128",
+        "--num_epochs=3",
+    ]
+    assert command("train", *train) == 0
+    score = [
+        f"--train_dir={directory}",
+        f"--eval_data_pattern={video}/validate/validate0100.tfrecord",
+        "--run_once",
+    ]
+    assert command("eval", *score) == 0
+    with open(next((directory / "eval").glob("step-*.json"))) as f:
+        report = json.load(f)
+    assert report["num_examples"] == 293
+    assert report["gap"] > 0.25  # the class frequencies alone give less
+    pattern = f"--input_data_pattern={video}/test/*.tfrecord"
+    output = tmp_path / "submission.csv"
+    run_flag = f"--train_dir={directory}"
+    assert command("inference", run_flag, pattern, f"--output_file={output}") == 0
+    assert command("validate-submission", output, pattern) == 0
+    assert "305 videos" in capsys.readouterr().out

@@ -1,0 +1,1 @@
+"""The commands: `yt8m COMMAND`, and the scripts that share their names."""

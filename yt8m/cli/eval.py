@@ -1,0 +1,94 @@
+"""Scores a run's checkpoints on shards: GAP, Hit@1, PERR, mAP, loss.
+
+    python eval.py --train_dir=/tmp/netvlad --eval_data_pattern='validate*.tfrecord' \\
+        --run_once
+"""
+
+import logging
+import time
+
+from absl import flags as absl_flags
+
+from yt8m.cli import flags as shared
+from yt8m.errors import UserError
+
+log = logging.getLogger("yt8m")
+
+
+def define(flags: shared.FlagValues) -> None:
+    shared.train_dir(flags)
+    shared.checkpoint(flags)
+    shared.batch_size(flags, 1024, "Videos in a batch; does not change the result.")
+    shared.bad_records(flags)
+    shared.top_k(flags, "Predictions of a video that enter GAP and mAP@k.")
+    absl_flags.DEFINE_string(
+        "eval_data_pattern", "", "Shards to score: globs.", flag_values=flags
+    )
+    absl_flags.DEFINE_bool(
+        "run_once",
+        False,
+        "Scores one checkpoint and stops; else each new one as it comes.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_float(
+        "poll_seconds", 30, "Pause between looks for a new one.", 0.1, flag_values=flags
+    )
+    absl_flags.DEFINE_integer(
+        "exact_map_limit",
+        None,
+        "Videos up to which mAP is exact; above, it comes from score histograms.",
+        0,
+        flag_values=flags,
+    )
+
+
+def run(flags: shared.FlagValues) -> int:
+    from yt8m import evaluation, runs
+    from yt8m.data import pipeline
+    from yt8m.data.index import RecordIndex
+
+    shared.require(flags, "eval_data_pattern", "No data to score")
+    directory = flags.train_dir.rstrip("/")
+    config = runs.read_config(directory)
+    files = pipeline.list_files(flags.eval_data_pattern, "--eval_data_pattern")
+    files = pipeline.check_files(files, config.data, wanted_by=config.model.name)
+    checkpoints, model, scored = runs.Checkpoints(directory), None, None
+    while True:
+        info = None
+        if flags.run_once or checkpoints.latest():
+            info = checkpoints.find(flags.checkpoint)
+        if info is None or info.step == scored:
+            time.sleep(flags.poll_seconds)
+            continue
+        if model is None:
+            model = runs.build_model(
+                config.model, config.data, config.training.precision
+            )
+        try:
+            checkpoints.restore(info, {"model": model}, partial=True)
+        except UserError:
+            if checkpoints.exists(info):
+                raise
+            continue  # the trainer removed it meanwhile; there is a newer one
+        reader = pipeline.Reader(
+            files,
+            config.data,
+            batch_size=flags.batch_size,
+            on_bad_record=flags.on_bad_record,
+            num_readers=flags.num_readers,
+            index=RecordIndex(f"{directory}/records.json"),
+        )
+        metrics = evaluation.evaluate(
+            model,
+            reader,
+            config.training,
+            top_k=flags.top_k,
+            exact_map_limit=flags.exact_map_limit,
+            progress=True,
+            per_class=True,
+        )
+        path = evaluation.write_report(directory, info.step, metrics)
+        print(f"step {info.step} | {evaluation.summary_line(metrics)} | {path}")
+        scored = info.step
+        if flags.run_once:
+            return 0

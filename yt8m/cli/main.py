@@ -1,0 +1,153 @@
+"""Finds a command, parses its flags, runs it, and prints a user's error as one line.
+
+Exit status: 0 done, 1 an error (one line on stderr), 2 a wrong command line, 130 or
+143 stopped by Ctrl-C or SIGTERM after saving.
+"""
+
+import importlib
+import importlib.util
+import logging
+import os
+import pkgutil
+import sys
+import tempfile
+
+from absl import flags as absl_flags
+
+from yt8m import __version__
+from yt8m.errors import UserError, near_matches
+
+_INTERNAL = ("flags", "main")
+
+
+def command_names() -> list[str]:
+    """The commands: the modules of this package, with dashes for underscores."""
+    folder = os.path.dirname(__file__)
+    modules = (m.name for m in pkgutil.iter_modules([folder]))
+    return sorted(m.replace("_", "-") for m in modules if m not in _INTERNAL)
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Runs `yt8m COMMAND ARGUMENTS` in this process and returns its exit status."""
+    _start_logging()
+    module = importlib.import_module(f"yt8m.cli.{command.replace('-', '_')}")
+    flags = absl_flags.FlagValues()
+    absl_flags.DEFINE_bool("help", False, "Shows this help.", flag_values=flags)
+    module.define(flags)
+    try:
+        rest = flags(_with_recipe(flags, [command, *arguments]))[1:]
+        if flags["help"].value:
+            print(_help(command, module, flags))
+            return 0
+        wanted = getattr(module, "POSITIONAL", ())
+        if len(rest) > len(wanted):
+            raise UserError(
+                f"{rest[len(wanted)]!r} is not a flag; flags are written --name=value."
+            )
+        if len(rest) < len(wanted):
+            raise UserError(f"Give {wanted[len(rest)]}; see --help.")
+        import_tensorflow()
+        return module.run(flags, *rest) or 0
+    except absl_flags.Error as e:
+        print(f"{command}: {_one_line(e)} See --help.", file=sys.stderr)
+        return 2
+    except UserError as e:
+        print(f"{command}: {_one_line(e)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+        return 130
+
+
+class _ErrorStream(logging.Handler):
+    """Writes plain lines to what is `sys.stderr` at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # On a terminal a progress bar may stand on the line; it is drawn again.
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+        print(clear + self.format(record), file=sys.stderr)
+
+
+def _start_logging() -> None:
+    log = logging.getLogger("yt8m")
+    if not log.handlers:
+        log.addHandler(_ErrorStream())
+        log.setLevel(logging.INFO)
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow without its start-up notes, which bury what is worth reading.
+
+    They are written by C++ to file descriptor 2, some before any setting is read; if
+    the import fails, they are shown.
+    """
+    if "tensorflow" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            importlib.import_module("tensorflow")
+        except BaseException:
+            notes.seek(0)
+            os.write(saved, notes.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _with_recipe(flags: absl_flags.FlagValues, argv: list[str]) -> list[str]:
+    """Puts the flags of `--recipe=NAME` before the others, which override them."""
+    if "recipe" not in flags:
+        return argv
+    from yt8m.cli.recipes import recipe_flags
+
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "recipe":
+            if not equals:
+                value = argv[i + 1] if i + 1 < len(argv) else ""
+            return [argv[0], *recipe_flags(value), *argv[1:]]
+    return argv
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _help(command: str, module, flags: absl_flags.FlagValues) -> str:
+    lines = [f"yt8m {command}: {module.__doc__.strip()}", "", "Flags:"]
+    for name in sorted(flags):
+        flag = flags[name]
+        if flag.name == name and name != "help":  # not an alias
+            default = "" if flag.default in (None, "") else f" (default {flag.default})"
+            lines += [f"  --{name}", f"      {' '.join(flag.help.split())}{default}"]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The console entry `yt8m`."""
+    names = command_names()
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
+        print(f"yt8m {__version__}. Commands (each has --help):")
+        for name in names:
+            module = importlib.util.find_spec(f"yt8m.cli.{name.replace('-', '_')}")
+            print(f"  {name:20s} {_first_line(module.origin)}")
+        sys.exit(0 if len(sys.argv) > 1 else 2)
+    command = sys.argv[1]
+    if command not in names:
+        print(
+            f"yt8m: unknown command {command}. {near_matches(command, names)}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    sys.exit(run(command, sys.argv[2:]))
+
+
+def _first_line(path: str) -> str:
+    """The first line of a module's docstring, without importing the module."""
+    with open(path) as f:
+        return f.readline().strip().strip('"')

@@ -1,0 +1,91 @@
+"""Writes embedded data: seeded, learnable shards in the dataset's own format.
+
+    yt8m synthesize --output_dir=/tmp/data/train --num_videos=2000
+    yt8m synthesize --output_dir=/tmp/data/test --num_videos=500 --split=test
+
+Splits of one seed hold different videos of the same classes. classes.csv, beside the
+shards, tells each class's kind.
+"""
+
+from absl import flags as absl_flags
+
+from yt8m.cli import flags as shared
+
+
+def define(flags: shared.FlagValues) -> None:
+    from yt8m.cli.main import import_tensorflow
+
+    import_tensorflow()  # quietly; the next import needs it
+    from yt8m.data.synthetic import KINDS, SPLITS, SyntheticConfig
+
+    default = SyntheticConfig()
+
+    def number(name, help, kind=absl_flags.DEFINE_float):
+        kind(name, getattr(default, name), help, flag_values=flags)
+
+    shared.output_dir(flags, "Where to write the shards.")
+    absl_flags.DEFINE_enum("split", "train", SPLITS, "Which videos.", flag_values=flags)
+    absl_flags.DEFINE_enum(
+        "level",
+        "frame",
+        ["frame", "video"],
+        "Frames or their means.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_integer(
+        "num_videos", 1000, "Number of videos.", 1, flag_values=flags
+    )
+    absl_flags.DEFINE_integer("num_shards", 4, "Number of files.", 1, flag_values=flags)
+    absl_flags.DEFINE_list(
+        "kinds",
+        list(default.kinds),
+        f"Kinds of classes, in equal shares: {', '.join(KINDS)}.",
+        flag_values=flags,
+    )
+    shared.features(flags, "rgb,audio", "1024,128")
+    for name, help in (
+        ("seed", "Seed of everything random."),
+        ("num_classes", "Number of classes."),
+        ("max_frames", "The longest video, in frames."),
+    ):
+        number(name, help, absl_flags.DEFINE_integer)
+    for name, help in (
+        ("labels_per_video", "Mean number of true labels of a video."),
+        ("zipf_exponent", "Of the class frequencies; 0 makes all equal."),
+        ("co_occurrence", "Share of a video's labels from one group of classes."),
+        ("strength", "Factor on all evidence; less is harder."),
+        ("brief_share", "Share of the frames that show a brief class."),
+        ("window_share", "Share of the frames in an ordered, joint, ... window."),
+        ("frame_noise", "Weight of what is a frame's own."),
+        ("missing_labels", "Probability that a true label is not given."),
+        ("wrong_labels", "Expected share of the given labels that are wrong."),
+    ):
+        number(name, help)
+
+
+def run(flags: shared.FlagValues) -> int:
+    from yt8m import runs
+    from yt8m.data import synthetic
+
+    shared.require(flags, "output_dir", "No directory to write")
+    names = synthetic.SyntheticConfig.__dataclass_fields__
+    values = {n: flags[n].value for n in names if n not in ("kinds", "features")}
+    config = synthetic.SyntheticConfig(
+        kinds=tuple(flags.kinds),
+        features=shared.parse_features(flags.feature_names, flags.feature_sizes),
+        **values,
+    )
+    runs.make_directory(flags.output_dir)
+    paths = synthetic.write_dataset(
+        config,
+        flags.output_dir,
+        split=flags.split,
+        num_videos=flags.num_videos,
+        num_shards=flags.num_shards,
+        level=flags.level,
+    )
+    print(
+        f"{flags.num_videos} {flags.level}-level videos of {config.num_classes} "
+        f"classes in {len(paths)} shards: {paths[0]}, ..."
+    )
+    return 0

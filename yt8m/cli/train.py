@@ -1,0 +1,162 @@
+"""Trains a model, or goes on where a run stopped.
+
+    python train.py --model=NetVLADModel --train_data_pattern='train*.tfrecord' \\
+        --train_dir=/tmp/netvlad
+
+Running the same command again resumes the run. Ctrl-C and SIGTERM save first.
+"""
+
+import dataclasses
+import logging
+import os
+
+from absl import flags as absl_flags
+
+from yt8m.cli import flags as shared
+from yt8m.config import ModelConfig, RunConfig
+from yt8m.errors import UserError
+
+log = logging.getLogger("yt8m")
+
+
+def define(flags: shared.FlagValues) -> None:
+    shared.train_dir(flags, "The run directory: configuration, checkpoints, metrics.")
+    shared.model(flags)
+    shared.training(flags)
+    shared.bad_records(flags)
+    absl_flags.DEFINE_bool(
+        "start_new_model",
+        False,
+        "Moves an earlier run in --train_dir aside and starts anew.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_bool(
+        "list_models", False, "Prints all models and stops.", flag_values=flags
+    )
+    absl_flags.DEFINE_string(
+        "recipe",
+        None,
+        "A published system's flags by name (`yt8m recipes`); flags given beside it "
+        "override its own.",
+        flag_values=flags,
+    )
+
+
+def run(flags: shared.FlagValues) -> int:
+    from yt8m import runs
+
+    runs.load_registries(flags.model_module)
+    if flags.list_models:
+        from yt8m.cli.models import listing
+
+        print(listing())
+        return 0
+
+    import keras
+
+    from yt8m.data import pipeline
+    from yt8m.data.index import RecordIndex
+    from yt8m.training.loop import Trainer
+    from yt8m.training.strategy import create_strategy
+
+    directory = flags.train_dir.rstrip("/")
+    runs.refuse_foreign(directory)
+    resuming = runs.is_run(directory) and not flags.start_new_model
+    if resuming:
+        stored = runs.read_config(directory)
+        runs.load_registries(stored.model.module)
+        _take_over(flags, stored)
+        config = _config(flags, stored)
+        for change in stored.refuse_changes(config):
+            log.warning("Changed since the run was started: %s", change)
+    else:
+        config = _config(flags, None)
+    training = config.training
+    if not training.train_data_pattern:
+        raise UserError("No training data: give --train_data_pattern.")
+
+    wanted_by = config.model.name
+    index = RecordIndex(f"{directory}/records.json")
+
+    def reader(pattern, flag, **options):
+        files = pipeline.list_files(pattern, flag)
+        files = pipeline.check_files(files, config.data, wanted_by=wanted_by)
+        return pipeline.Reader(
+            files,
+            config.data,
+            batch_size=training.batch_size,
+            on_bad_record=training.on_bad_record,
+            num_readers=flags.num_readers,
+            index=index,
+            **options,
+        )
+
+    train_reader = reader(
+        training.train_data_pattern,
+        "--train_data_pattern",
+        seed=training.seed,
+        num_epochs=training.num_epochs or None,
+        shuffle_window=training.shuffle_window or None,
+    )
+    eval_reader = None
+    if training.eval_data_pattern:
+        eval_reader = reader(training.eval_data_pattern, "--eval_data_pattern")
+
+    # The model is built before anything is written or moved.
+    keras.utils.set_random_seed(training.seed)
+    trainer = Trainer(
+        config, directory, train_reader, eval_reader, create_strategy(), resuming
+    )
+    log.info("%s: %s weights.", wanted_by, f"{trainer.model.count_params():,}")
+    if flags.start_new_model:
+        moved = runs.start_anew(directory)
+        if moved:
+            log.info("The earlier run is now %s.", moved)
+    runs.make_directory(directory)
+    runs.write_config(directory, config)
+    if trainer.step >= trainer.last_step:
+        log.info(
+            "The run is at step %d of %d already; raise --num_epochs or --max_steps "
+            "to go on.",
+            trainer.step,
+            trainer.last_step,
+        )
+    result = trainer.train()
+    log.info("Trained to step %d. Run directory: %s", result.step, directory)
+    return 128 + result.stopped_by if result.stopped_by else 0
+
+
+def _take_over(flags: shared.FlagValues, stored: RunConfig) -> None:
+    """Flags that were not given keep the values that the run was started with."""
+    stored_values = {
+        **dataclasses.asdict(stored.training),
+        "model": stored.model.name,
+        "model_module": stored.model.module,
+        "num_classes": stored.data.num_classes,
+        "max_frames": stored.data.max_frames,
+    }
+    for name, value in stored_values.items():
+        if not shared.given(flags, name) and name != "optimizer_args":
+            flags[name].value = value
+
+
+def _config(flags: shared.FlagValues, stored: RunConfig | None) -> RunConfig:
+    from yt8m import registry, runs
+
+    registry.get(flags.model)  # an unknown name is the first thing to say
+    args = shared.parse_arguments(flags.model_args, "--model_args")
+    same_model = stored is not None and stored.model.name == flags.model
+    if same_model and not shared.given(flags, "model_args"):
+        args = stored.model.args
+    default = stored.data if same_model else runs.default_data_config(flags.model)
+    training = shared.training_config(flags)
+    if stored is not None and not shared.given(flags, "optimizer_args"):
+        training = dataclasses.replace(
+            training, optimizer_args=stored.training.optimizer_args
+        )
+    module = flags.model_module
+    return RunConfig(
+        model=ModelConfig(flags.model, args, module and os.path.abspath(module)),
+        data=shared.data_config(flags, default),
+        training=training,
+    )

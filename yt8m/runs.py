@@ -1,0 +1,428 @@
+"""A run directory: its configuration, its model by name, its checkpoints.
+
+    RUN/config.json                     everything the run was started with
+    RUN/checkpoints/step-00001000/      one checkpoint: TensorFlow's files and
+        checkpoint.json                 ... a record of them, written last
+    RUN/metrics.csv, RUN/events/        written by the trainer
+    RUN/predict/                        written by evaluation
+
+A checkpoint without `checkpoint.json` is one whose writing was cut short; it is
+never read and the next save removes it. All paths may be remote (`gs://`).
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from yt8m import registry, schema
+from yt8m.config import DataConfig, ModelConfig, RunConfig
+from yt8m.errors import UserError
+from yt8m.model import FrameLevelModel, YT8MModel
+
+CONFIG_FILE = "config.json"
+RECORD_FILE = "checkpoint.json"
+EXPORT_FILE = "export.json"  # in the directory of an export
+_REGISTRIES = ("frame_level_models", "video_level_models")
+
+
+def load_registries(module_file: str | None = None) -> None:
+    """Imports the models of the project and, if named, those of a user's file.
+
+    Raises:
+        UserError: the file is missing, fails to import, or a second, differing copy
+            of a registry is on the path.
+    """
+    for name in _REGISTRIES:
+        module = importlib.import_module(name)
+        _refuse_second_copy(name, module.__file__)
+    if not module_file:
+        return
+    path = os.path.abspath(module_file)
+    name = os.path.splitext(os.path.basename(path))[0]
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == path:
+        return
+    if not os.path.isfile(path):
+        raise UserError(f"--model_module={module_file}: there is no such file.")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or loaded is not None:
+        raise UserError(
+            f"--model_module={module_file} must be a Python file (.py) whose name is "
+            "not that of a module in use."
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        del sys.modules[name]
+        if isinstance(e, ValueError | UserError):  # a name registered twice, say
+            raise UserError(f"--model_module={module_file}: {e}") from e
+        raise
+
+
+def _refuse_second_copy(name: str, loaded: str) -> None:
+    """Two differing copies of a registry would make edits to one of them vanish."""
+    here = os.path.join(os.getcwd(), f"{name}.py")
+    if not os.path.isfile(here) or os.path.samefile(here, loaded):
+        return
+    with open(here, "rb") as a, open(loaded, "rb") as b:
+        if a.read() != b.read():
+            raise UserError(
+                f"Two differing copies of {name}.py: {here} and {loaded}, which is the "
+                "one in use. Install with `pip install -e .` so that there is one."
+            )
+
+
+def build_model(
+    config: ModelConfig, data: DataConfig, precision: str = "float32"
+) -> YT8MModel:
+    """Builds the model that `config` names for the features of `data`, with weights.
+
+    Raises:
+        UserError: unknown name or argument, or a model of another level.
+    """
+    load_registries(config.module)
+    policy = precision if precision == "float32" else f"mixed_{precision}"
+    model = registry.create(
+        config.name,
+        num_classes=data.num_classes,
+        features=dict(data.features),
+        dtype=policy,
+        **config.args,
+    )
+    if model.level != data.level:
+        raise UserError(
+            f"{config.name} is a {model.level}-level model, but the features "
+            f"{', '.join(data.features)} are read at the {data.level} level."
+        )
+    return model.ensure_built()
+
+
+def default_data_config(name: str, **values: Any) -> DataConfig:
+    """The `DataConfig` that the model `name` declares; `values` override it."""
+    entry = registry.get(name)
+    if entry.level == "frame":
+        values.setdefault("features", dict(schema.FRAME_FEATURES))
+        if issubclass(entry.cls, FrameLevelModel):
+            values.setdefault("frames", entry.cls.default_frames)
+    else:
+        values.setdefault("features", entry.cls.default_features())
+    return DataConfig(level=entry.level, **values)
+
+
+# --- files ---------------------------------------------------------------------------
+
+
+def write_file(path: str, text: str) -> None:
+    """Writes `text` under a temporary name, then renames it to `path`.
+
+    Raises:
+        UserError: it cannot be written; names the path and the reason.
+    """
+    temporary = f"{path}.tmp"
+    try:
+        with tf.io.gfile.GFile(temporary, "w") as f:
+            f.write(text)
+        tf.io.gfile.rename(temporary, path, overwrite=True)
+    except (OSError, tf.errors.OpError) as e:
+        raise UserError(f"{path} cannot be written: {reason(e)}") from e
+
+
+def make_directory(path: str) -> None:
+    """Creates `path` and its parents. Raises `UserError` if it cannot be written to."""
+    probe = os.path.join(path, ".writable")
+    try:
+        tf.io.gfile.makedirs(path)
+        with tf.io.gfile.GFile(probe, "w") as f:
+            f.write("")
+        tf.io.gfile.remove(probe)
+    except (OSError, tf.errors.OpError) as e:
+        raise UserError(f"{path} cannot be written to: {reason(e)}") from e
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's own words, without TensorFlow's node names."""
+    message = getattr(error, "message", None) or str(error)
+    return message.strip().splitlines()[0][:300] if message.strip() else repr(error)
+
+
+# --- the run directory ---------------------------------------------------------------
+
+
+def is_run(directory: str) -> bool:
+    """Whether `directory` holds a run of ours."""
+    return tf.io.gfile.exists(os.path.join(directory, CONFIG_FILE))
+
+
+def read_config(directory: str) -> RunConfig:
+    """Reads the run's configuration. Raises `UserError` if it is no run directory."""
+    path = os.path.join(directory, CONFIG_FILE)
+    if not tf.io.gfile.exists(path):
+        raise UserError(
+            f"{directory} is not a run directory (it has no {CONFIG_FILE}); give the "
+            "--train_dir of a `train.py` run."
+        )
+    with tf.io.gfile.GFile(path) as f:
+        text = f.read()
+    try:
+        return RunConfig.from_json(text)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+
+
+def write_config(directory: str, config: RunConfig) -> None:
+    write_file(os.path.join(directory, CONFIG_FILE), config.to_json())
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """One complete checkpoint.
+
+    Attributes:
+        path: its directory.
+        step: number of optimiser updates.
+        examples: number of training examples seen.
+        batch_size: the global batch, with which `step` counts the examples.
+        validation: the metrics of the evaluation at this step, if there was one.
+    """
+
+    path: str
+    step: int
+    examples: int
+    batch_size: int
+    validation: dict[str, Any] | None = None
+
+
+class Checkpoints:
+    """The checkpoints of a run: saved, listed, restored, the old ones removed.
+
+    Args:
+        directory: the run directory.
+        keep: how many of the latest to keep; the best by validation GAP is kept too.
+    """
+
+    def __init__(self, directory: str, keep: int = 3):
+        if keep < 1:
+            raise UserError(f"--keep_checkpoints must be at least 1, not {keep}.")
+        self.directory = os.path.join(directory, "checkpoints")
+        self.keep = keep
+
+    def list(self) -> list[CheckpointInfo]:
+        """The complete checkpoints, oldest first."""
+        found = []
+        pattern = os.path.join(self.directory, "step-*", RECORD_FILE)
+        for record in tf.io.gfile.glob(pattern):
+            with tf.io.gfile.GFile(record) as f:
+                found.append(
+                    CheckpointInfo(path=os.path.dirname(record), **json.loads(f.read()))
+                )
+        return sorted(found, key=lambda c: c.step)
+
+    def latest(self) -> CheckpointInfo | None:
+        found = self.list()
+        return found[-1] if found else None
+
+    def best(self) -> CheckpointInfo | None:
+        """The one of highest validation GAP; the earliest of equals."""
+        scored = [c for c in self.list() if c.validation]
+        return max(scored, key=lambda c: (c.validation["gap"], -c.step), default=None)
+
+    def find(self, which: str) -> CheckpointInfo:
+        """The checkpoint called `latest`, `best`, or by a step number.
+
+        Raises:
+            UserError: there is none; lists those that exist.
+        """
+        found = self.list()
+        if which == "latest":
+            chosen = found[-1] if found else None
+        elif which == "best":
+            chosen = self.best()
+        else:
+            chosen = next((c for c in found if str(c.step) == which), None)
+        if chosen is None:
+            steps = ", ".join(str(c.step) for c in found) or "none yet"
+            raise UserError(
+                f"{os.path.dirname(self.directory)} has no checkpoint {which!r} "
+                f"(`latest`, `best` after a validation, or a step). Steps: {steps}."
+            )
+        return chosen
+
+    def save(
+        self,
+        objects: dict[str, Any],
+        step: int,
+        examples: int,
+        batch_size: int,
+        validation: dict[str, Any] | None = None,
+    ) -> CheckpointInfo:
+        """Writes a checkpoint of `objects` (see `restore`) and removes old ones.
+
+        Raises:
+            UserError: it cannot be written (disk full, say); the earlier checkpoints
+                are untouched.
+        """
+        path = os.path.join(self.directory, f"step-{step:08d}")
+        try:
+            if tf.io.gfile.exists(path):  # cut short, or saved twice at one step
+                tf.io.gfile.rmtree(path)
+            tf.io.gfile.makedirs(path)
+            _checkpoint(objects).write(os.path.join(path, "state"))
+        except (OSError, tf.errors.OpError) as e:
+            if tf.io.gfile.exists(path):
+                tf.io.gfile.rmtree(path)
+            latest = self.latest()
+            kept = f"the last one is of step {latest.step}" if latest else "none exists"
+            raise UserError(
+                f"The checkpoint of step {step} cannot be written to {path}: "
+                f"{reason(e)}; {kept}."
+            ) from e
+        info = CheckpointInfo(path, step, examples, batch_size, validation)
+        self._write_record(info)
+        self._remove_old()
+        return info
+
+    def exists(self, info: CheckpointInfo) -> bool:
+        return tf.io.gfile.exists(os.path.join(info.path, RECORD_FILE))
+
+    def set_validation(self, step: int, validation: dict[str, Any]) -> None:
+        """Records the validation metrics of the checkpoint of `step`, if it exists."""
+        for info in self.list():
+            if info.step == step:
+                self._write_record(
+                    CheckpointInfo(
+                        info.path, step, info.examples, info.batch_size, validation
+                    )
+                )
+        self._remove_old()
+
+    def _write_record(self, info: CheckpointInfo) -> None:
+        record = {
+            "step": info.step,
+            "examples": info.examples,
+            "batch_size": info.batch_size,
+            "validation": info.validation,
+        }
+        write_file(os.path.join(info.path, RECORD_FILE), json.dumps(record) + "\n")
+
+    def _remove_old(self) -> None:
+        complete = self.list()
+        kept = {c.path for c in complete[-self.keep :]}
+        best = self.best()
+        if best:
+            kept.add(best.path)
+        for path in tf.io.gfile.glob(os.path.join(self.directory, "step-*")):
+            if path not in kept:
+                # The record goes first: a removal cut short leaves no half checkpoint.
+                record = os.path.join(path, RECORD_FILE)
+                if tf.io.gfile.exists(record):
+                    tf.io.gfile.remove(record)
+                tf.io.gfile.rmtree(path)
+
+    def restore(
+        self, info: CheckpointInfo, objects: dict[str, Any], partial: bool = False
+    ) -> None:
+        """Restores `objects` from the checkpoint `info`.
+
+        Args:
+            objects: a model, an optimiser, by name: anything with `variables`.
+            partial: whether the checkpoint may hold more than `objects` (the model
+                alone is restored for evaluation, say).
+
+        Raises:
+            UserError: a file is unreadable, or a weight of the model is missing in
+                the checkpoint or has another shape there.
+        """
+        checkpoint = _checkpoint(objects)
+        try:
+            status = checkpoint.read(os.path.join(info.path, "state"))
+            status.assert_existing_objects_matched()
+            if partial:
+                status.expect_partial()
+            else:
+                status.assert_consumed()
+        except (ValueError, AssertionError, OSError, tf.errors.OpError) as e:
+            raise UserError(
+                f"The checkpoint {info.path} does not fit the model: {reason(e)}"
+            ) from e
+
+
+def _checkpoint(objects: dict[str, Any]) -> tf.train.Checkpoint:
+    """All variables of each of `objects`, by their place.
+
+    Not the objects themselves: TensorFlow does not find the layers that a Keras model
+    keeps in a list, and says nothing. Nor the variables' names, which Keras numbers by
+    what was built before in the process.
+    """
+    return tf.train.Checkpoint(
+        **{
+            name: {f"{i:05d}": v.value for i, v in enumerate(owner.variables)}
+            for name, owner in objects.items()
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with where it came from."""
+
+    directory: str
+    config: RunConfig
+    model: YT8MModel
+    checkpoint: CheckpointInfo
+
+
+def load_run(directory: str, which: str = "latest") -> Run:
+    """Builds the model of a run and restores its weights.
+
+    Args:
+        directory: the run directory (`--train_dir`).
+        which: `latest`, `best` (by validation GAP), or a step number.
+
+    Raises:
+        UserError: no run, no such checkpoint, or one that does not fit.
+    """
+    config = read_config(directory)
+    checkpoints = Checkpoints(directory)
+    info = checkpoints.find(which)
+    model = build_model(config.model, config.data, config.training.precision)
+    checkpoints.restore(info, {"model": model}, partial=True)
+    return Run(directory, config, model, info)
+
+
+def start_anew(directory: str) -> str | None:
+    """Moves a run directory aside, so that a new run can take its name.
+
+    Returns:
+        The new name of the old run, or None if there was nothing to move.
+
+    Raises:
+        UserError: the directory holds something that is not a run of ours.
+    """
+    if not tf.io.gfile.exists(directory) or not tf.io.gfile.listdir(directory):
+        return None
+    refuse_foreign(directory)
+    aside = f"{directory.rstrip('/')}-until-{time.strftime('%Y%m%d-%H%M%S')}"
+    tf.io.gfile.rename(directory.rstrip("/"), aside)
+    return aside
+
+
+def refuse_foreign(directory: str) -> None:
+    """Raises `UserError` if `directory` holds files but no run of ours."""
+    if (
+        tf.io.gfile.exists(directory)
+        and tf.io.gfile.listdir(directory)
+        and not is_run(directory)
+    ):
+        raise UserError(
+            f"{directory} is not empty and not a run directory (no {CONFIG_FILE}); "
+            "choose another --train_dir."
+        )

@@ -1,0 +1,1 @@
+"""Training: strategy, optimisers and schedules, and the loop."""

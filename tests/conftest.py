@@ -1,5 +1,6 @@
 """What all tests share: quiet TensorFlow, two devices, real files if there are any."""
 
+import logging
 import os
 import pathlib
 
@@ -15,6 +16,12 @@ def pytest_configure(config):
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * 2
     )
+
+
+@pytest.fixture(autouse=True)
+def propagated_logs():
+    """Commands keep their log lines to themselves; `caplog` listens at the root."""
+    logging.getLogger("yt8m").propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from yt8m.data.index import RecordIndex, scan
 from yt8m.data.order import Order
 from yt8m.data.pipeline import Reader
 from yt8m.data.records import (
-    decode_record,
     encode_frame_record,
     encode_video_record,
     write_records,
@@ -91,22 +91,34 @@ def test_evaluation_reads_every_record_once_in_file_order(frame_files, batch_siz
     assert flat(reader.dataset()) == all_ids()
 
 
-def test_evaluation_may_start_anywhere_and_takes_even_frames(frame_files):
+def test_evaluation_may_start_anywhere(frame_files):
     whole = list(Reader(frame_files, FRAMES, batch_size=7).dataset())
     again = Reader(frame_files, FRAMES, batch_size=7)
-    for start in (0, 1, 3, 8, 16, 17, 18):
+    for start in (1, 8, 16, 17, 18):
         assert_equal_batches(list(again.dataset(start)), whole[start:])
-    rgb = decode_record(next(iter(tf.data.TFRecordDataset(frame_files[1])))).features
-    length = len(rgb["rgb"])
-    chosen = [(2 * i + 1) * length // 6 for i in range(3)] if length > 3 else ...
-    np.testing.assert_array_equal(
-        whole[0][0]["rgb"][0, : min(length, 3)], rgb["rgb"][chosen]
-    )
 
 
-@pytest.mark.parametrize("window", [1, 13, 1000])
-@pytest.mark.parametrize("group", [1, 3, 16])
-@pytest.mark.parametrize("level", ["frame", "video"])
+def test_evaluation_takes_even_frames_and_training_random_ones(tmp_path):
+    rgb = np.arange(10, dtype=np.uint8)[:, None]
+    files = [str(tmp_path / "a")]
+    write_records(files[0], [encode_frame_record("a", {"rgb": rgb}, [0])])
+    config = DataConfig("frame", {"rgb": 1}, frames=FrameSelection(3))
+
+    def taken(seed):
+        reader = Reader(files, config, batch_size=1, seed=seed, num_epochs=2)
+        return [batch["rgb"].numpy().ravel().tolist() for batch, _ in reader.dataset()]
+
+    assert taken(None) == [[1, 5, 8]] * 2
+    first, second = taken(1)
+    assert first != second
+    assert taken(1) == [first, second]
+    assert taken(2) != [first, second]
+
+
+@pytest.mark.parametrize(
+    ("level", "group", "window"),
+    [("frame", 16, 13), ("frame", 3, 1000), ("video", 1, 5), ("video", 4, 1)],
+)
 def test_a_restart_at_any_batch_equals_the_whole_run(
     request, monkeypatch, level, group, window
 ):
@@ -114,7 +126,7 @@ def test_a_restart_at_any_batch_equals_the_whole_run(
     files = request.getfixturevalue(f"{level}_files")
     config = FRAMES if level == "frame" else VIDEOS
     rng = np.random.default_rng(group * window)
-    for batch_size, num_epochs in ((int(rng.integers(1, 40)), 2), (50, 3)):
+    for batch_size, num_epochs in ((int(rng.integers(5, 40)), 2), (50, 3)):
 
         def reader(batch_size=batch_size, num_epochs=num_epochs, **kwargs):
             return Reader(
@@ -132,7 +144,7 @@ def test_a_restart_at_any_batch_equals_the_whole_run(
         for epoch in range(num_epochs):
             epoch_ids = flat(whole)[epoch * 119 : (epoch + 1) * 119]
             assert sorted(epoch_ids) == sorted(all_ids())
-        starts = [1, *rng.integers(2, len(whole), 3), len(whole), len(whole) + 2]
+        starts = [1, *rng.integers(2, len(whole), 2), len(whole) + 1]
         for start in starts:
             rest = reader(num_readers=int(start) % 3 + 1).dataset(int(start))
             assert_equal_batches(list(rest), whole[start:])
@@ -167,21 +179,6 @@ def test_the_shuffle_mixes_files_and_records(frame_files):
     first = flat(Reader(frame_files, FRAMES, batch_size=20, seed=1).dataset().take(1))
     assert len({video_id.split("-")[0] for video_id in first}) > 2
     assert first != sorted(first)
-
-
-def test_random_frames_change_from_batch_to_batch_but_not_from_run_to_run(tmp_path):
-    rgb = np.arange(200, dtype=np.uint8)[:, None]
-    files = [str(tmp_path / "a")]
-    write_records(files[0], [encode_frame_record("a", {"rgb": rgb}, [0])])
-    config = DataConfig("frame", {"rgb": 1}, frames=FrameSelection(5))
-
-    def drawn(seed):
-        reader = Reader(files, config, batch_size=1, seed=seed, num_epochs=4)
-        return [tuple(batch["rgb"].numpy().ravel()) for batch, _ in reader.dataset()]
-
-    assert len(set(drawn(1))) == 4
-    assert drawn(1) == drawn(1)
-    assert drawn(1) != drawn(2)
 
 
 def test_sequence_names_the_records_that_a_group_delivers(frame_files, monkeypatch):
@@ -249,7 +246,7 @@ def test_the_index_remembers_counts_until_a_file_changes(tmp_path, monkeypatch):
     cache = str(tmp_path / "counts.json")
     files = make_files(tmp_path, (3, 0, 5))
     assert RecordIndex(cache).counts(files) == [3, 0, 5]
-    assert sorted(json.load(open(cache)).values()) == [0, 3, 5]
+    assert sorted(json.loads(pathlib.Path(cache).read_text()).values()) == [0, 3, 5]
 
     scanned = []
     original = index_module.scan

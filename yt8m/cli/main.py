@@ -73,6 +73,7 @@ def _start_logging() -> None:
     if not log.handlers:
         log.addHandler(_ErrorStream())
         log.setLevel(logging.INFO)
+    log.propagate = False  # some package may have given the root logger a handler
 
 
 def import_tensorflow() -> None:

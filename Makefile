@@ -1,0 +1,46 @@
+# Two commands do all set-up on a fresh machine: `make demo` and `make test`.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: demo test
+
+# The environment is made anew when the dependencies change.
+$(VENV)/installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@
+
+# Classes that show in all frames and classes that show briefly, which averaging misses.
+DATA := --kinds=static,brief --num_classes=36 --max_frames=40
+TRAIN := --train_data_pattern='demo/data/train/*.tfrecord' --num_classes=36 \
+  --max_frames=40 --batch_size=128 --num_epochs=0 --max_steps=300
+EVAL := --eval_data_pattern='demo/data/validate/*.tfrecord' --run_once
+
+# Trains two models on embedded data, scores them, writes a submission, exports one.
+demo: $(VENV)/installed
+	rm -rf demo
+	$(BIN)/yt8m synthesize --output_dir=demo/data/train --num_videos=3000 --num_shards=8 $(DATA)
+	$(BIN)/yt8m synthesize --output_dir=demo/data/validate --split=validate --num_videos=1000 $(DATA)
+	$(BIN)/yt8m synthesize --output_dir=demo/data/test --split=test --num_videos=500 $(DATA)
+	$(BIN)/python train.py --model=FrameLevelLogisticModel --base_learning_rate=0.03 \
+	  --train_dir=demo/logistic $(TRAIN)
+	$(BIN)/python eval.py --train_dir=demo/logistic $(EVAL)
+	$(BIN)/python train.py --model=NetVLADModel --model_args="clusters=16,hidden_size=128" \
+	  --base_learning_rate=0.01 --train_dir=demo/netvlad $(TRAIN)
+	$(BIN)/python eval.py --train_dir=demo/netvlad $(EVAL)
+	$(BIN)/python inference.py --train_dir=demo/netvlad \
+	  --input_data_pattern='demo/data/test/*.tfrecord' --output_file=demo/submission.csv
+	$(BIN)/yt8m validate-submission demo/submission.csv --num_classes=36 \
+	  --input_data_pattern='demo/data/test/*.tfrecord'
+	$(BIN)/python export_model.py --train_dir=demo/netvlad --output_dir=demo/export
+	@echo "Look at demo/submission.csv, demo/netvlad/ and demo/export/."
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest

@@ -14,7 +14,11 @@ import pytest
 
 from yt8m import runs
 from yt8m.cli import main
-from yt8m.data.records import encode_video_record, write_records
+from yt8m.data.records import (
+    encode_frame_record,
+    encode_video_record,
+    write_records,
+)
 from yt8m.inference.submission import read_submission
 
 FEATURES = ["--feature_names=rgb,audio", "--feature_sizes=32,32", "--num_classes=12"]
@@ -306,6 +310,97 @@ def test_evaluation_follows_new_checkpoints(run_directory, shards, tmp_path):
         process.send_signal(signal.SIGINT)
         process.communicate()
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--precision=bfloat16", "--frames=5", "--frame_selection=contiguous"],
+        ["--frames=5", "--frame_selection=random", "--skip_first_frames=1"],
+        ["--optimizer=AdamW", "--optimizer_args=weight_decay=0.01"],
+        ["--lr_schedule=cosine", "--warmup_examples=32", "--clip_global_norm=0.1"],
+        ["--label_loss=HingeLoss", "--regularization_penalty=0"],
+        ["--max_frames=7", "--shuffle_window=4"],
+    ],
+)
+def test_options_of_training_change_the_weights_and_are_remembered(
+    run_directory, shards, tmp_path, options
+):
+    directory = tmp_path / "run"
+    flags = train_flags(shards, directory, "--max_steps=4", *options)
+    assert command("train", *flags) == 0
+    plain = tmp_path / "plain"
+    assert command("train", *train_flags(shards, plain, "--max_steps=4")) == 0
+    assert any(
+        np.abs(a - b).max() > 1e-6
+        for a, b in zip(weights(directory), weights(plain), strict=True)
+    )
+    export = tmp_path / "export"
+    run_flag, pattern = f"--train_dir={directory}", f"{shards}/test/*.tfrecord"
+    assert command("export", run_flag, f"--output_dir={export}") == 0
+    predictions = []
+    for source in (run_flag, f"--saved_model={export}"):
+        path = tmp_path / f"{len(predictions)}.csv"
+        flags = [source, f"--input_data_pattern={pattern}", f"--output_file={path}"]
+        assert command("inference", *flags) == 0
+        predictions.append(list(read_submission(str(path))))
+    for (a, _, x), (b, _, y) in zip(*predictions, strict=True):
+        assert a == b
+        np.testing.assert_allclose(x, y, atol=1e-3)
+
+
+def test_own_float_features_and_the_old_id_key_go_the_whole_way(tmp_path):
+    """Embeddings of another size and name, ids under video_id, some videos empty."""
+    rng, records = np.random.default_rng(0), []
+    for i in range(20):
+        frames = rng.normal(size=(i % 4, 5)).astype(np.float32)
+        features = {"clip": frames}
+        records.append(encode_frame_record(f"v{i:03d}", features, [i % 3], "video_id"))
+    path, directory = tmp_path / "own.tfrecord", tmp_path / "run"
+    write_records(path, records)
+    flags = [
+        "--model=NetVLADModel",
+        SMALL_NETVLAD,
+        "--feature_names=clip",
+        "--feature_sizes=5",
+        "--num_classes=3",
+        "--batch_size=8",
+        "--num_epochs=2",
+        f"--train_data_pattern={path}",
+        f"--train_dir={directory}",
+    ]
+    assert command("train", *flags) == 0
+    export, run_flag = tmp_path / "export", f"--train_dir={directory}"
+    assert command("export", run_flag, f"--output_dir={export}") == 0
+    rows = []
+    for source in (run_flag, f"--saved_model={export}"):
+        output = tmp_path / f"{len(rows)}.csv"
+        flags = [source, f"--input_data_pattern={path}", f"--output_file={output}"]
+        assert command("inference", *flags) == 0
+        rows.append(output.read_text().splitlines())
+    assert [r.split(",")[0] for r in rows[0][1:]] == [f"v{i:03d}" for i in range(20)]
+    assert len(rows[1]) == 21
+
+
+def test_the_readmes_own_model_trains_scores_and_exports(shards, tmp_path):
+    readme = os.path.join(os.path.dirname(os.path.dirname(__file__)), "README.md")
+    with open(readme) as f:
+        code = f.read().split("```python\n")[1].split("```")[0]
+    module = tmp_path / "readme_models.py"
+    module.write_text(code)
+    directory = tmp_path / "run"
+    flags = train_flags(shards, directory, "--max_steps=2")
+    flags[:2] = [
+        f"--model_module={module}",
+        "--model=DeepMeanModel",
+        "--model_args=hidden_size=16",
+    ]
+    assert command("train", *flags) == 0
+    run_flag = f"--train_dir={directory}"
+    pattern = f"{shards}/validate/*.tfrecord"
+    score = [run_flag, f"--eval_data_pattern={pattern}", "--run_once"]
+    assert command("eval", *score) == 0
+    assert command("export", run_flag, f"--output_dir={tmp_path / 'export'}") == 0
 
 
 # --- bad input: one clear line, a non-zero exit, nothing lost -------------------------

@@ -44,14 +44,19 @@ def define(flags: shared.FlagValues) -> None:
 
 def run(flags: shared.FlagValues) -> int:
     from yt8m import evaluation, runs
-    from yt8m.data import pipeline
     from yt8m.data.index import RecordIndex
 
     shared.require(flags, "eval_data_pattern", "No data to score")
     directory = flags.train_dir.rstrip("/")
     config = runs.read_config(directory)
-    files = pipeline.list_files(flags.eval_data_pattern, "--eval_data_pattern")
-    files = pipeline.check_files(files, config.data, wanted_by=config.model.name)
+    reader = shared.reader(
+        flags,
+        "eval_data_pattern",
+        config.data,
+        wanted_by=config.model.name,
+        batch_size=flags.batch_size,
+        index=RecordIndex(f"{directory}/records.json"),
+    )
     checkpoints, model, scored = runs.Checkpoints(directory), None, None
     while True:
         info = None
@@ -70,14 +75,6 @@ def run(flags: shared.FlagValues) -> int:
             if checkpoints.exists(info):
                 raise
             continue  # the trainer removed it meanwhile; there is a newer one
-        reader = pipeline.Reader(
-            files,
-            config.data,
-            batch_size=flags.batch_size,
-            on_bad_record=flags.on_bad_record,
-            num_readers=flags.num_readers,
-            index=RecordIndex(f"{directory}/records.json"),
-        )
         metrics = evaluation.evaluate(
             model,
             reader,
@@ -88,7 +85,10 @@ def run(flags: shared.FlagValues) -> int:
             per_class=True,
         )
         path = evaluation.write_report(directory, info.step, metrics)
-        print(f"step {info.step} | {evaluation.summary_line(metrics)} | {path}")
+        print(
+            f"step {info.step} | {evaluation.summary_line(metrics)} | {path}",
+            flush=True,
+        )
         scored = info.step
         if flags.run_once:
             return 0

@@ -84,6 +84,26 @@ def require(flags: FlagValues, name: str, what: str) -> None:
         raise UserError(f"{what}: give --{name}.")
 
 
+def reader(
+    flags: FlagValues, pattern_flag: str, data: DataConfig, *, wanted_by: str, **options
+):
+    """A `yt8m.data.pipeline.Reader` of the files that the flag `pattern_flag` names.
+
+    Raises:
+        UserError: none matches, or what they hold is not what `wanted_by` wants.
+    """
+    from yt8m.data import pipeline
+
+    files = pipeline.list_files(flags[pattern_flag].value, f"--{pattern_flag}")
+    return pipeline.Reader(
+        pipeline.check_files(files, data, wanted_by=wanted_by),
+        data,
+        on_bad_record=flags.on_bad_record,
+        num_readers=flags.num_readers,
+        **options,
+    )
+
+
 def model(flags: FlagValues) -> None:
     """Flags that choose the model and its input."""
     string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer

@@ -38,7 +38,6 @@ def define(flags: shared.FlagValues) -> None:
 
 def run(flags: shared.FlagValues) -> int:
     from yt8m import runs
-    from yt8m.data import pipeline
     from yt8m.inference import predict
 
     shared.require(flags, "input_data_pattern", "No data to predict")
@@ -49,14 +48,12 @@ def run(flags: shared.FlagValues) -> int:
     else:
         run = runs.load_run(flags.train_dir.rstrip("/"), flags.checkpoint)
         data, model, origin = run.config.data, run.model, run.checkpoint.path
-    files = pipeline.list_files(flags.input_data_pattern, "--input_data_pattern")
-    files = pipeline.check_files(files, data, wanted_by=origin)
-    reader = pipeline.Reader(
-        files,
+    reader = shared.reader(
+        flags,
+        "input_data_pattern",
         data,
+        wanted_by=origin,
         batch_size=flags.batch_size,
-        on_bad_record=flags.on_bad_record,
-        num_readers=flags.num_readers,
     )
     count = predict.predict(model, reader, flags.output_file, top_k=flags.top_k)
     print(f"{count} videos predicted by {origin}: {flags.output_file}")

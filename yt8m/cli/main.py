@@ -4,11 +4,13 @@ Exit status: 0 done, 1 an error (one line on stderr), 2 a wrong command line, 13
 143 stopped by Ctrl-C or SIGTERM after saving.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import logging
 import os
 import pkgutil
+import signal
 import sys
 import tempfile
 
@@ -30,6 +32,9 @@ def command_names() -> list[str]:
 def run(command: str, arguments: list[str]) -> int:
     """Runs `yt8m COMMAND ARGUMENTS` in this process and returns its exit status."""
     _start_logging()
+    with contextlib.suppress(ValueError):  # not the main thread: no signals there
+        # So that what is being written is cleaned up; the trainer saves instead.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     module = importlib.import_module(f"yt8m.cli.{command.replace('-', '_')}")
     flags = absl_flags.FlagValues()
     absl_flags.DEFINE_bool("help", False, "Shows this help.", flag_values=flags)

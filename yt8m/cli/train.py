@@ -14,7 +14,6 @@ from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
 from yt8m.config import ModelConfig, RunConfig
-from yt8m.errors import UserError
 
 log = logging.getLogger("yt8m")
 
@@ -54,7 +53,6 @@ def run(flags: shared.FlagValues) -> int:
 
     import keras
 
-    from yt8m.data import pipeline
     from yt8m.data.index import RecordIndex
     from yt8m.training.loop import Trainer
     from yt8m.training.strategy import create_strategy
@@ -62,58 +60,51 @@ def run(flags: shared.FlagValues) -> int:
     directory = flags.train_dir.rstrip("/")
     runs.refuse_foreign(directory)
     resuming = runs.is_run(directory) and not flags.start_new_model
-    if resuming:
-        stored = runs.read_config(directory)
-        runs.load_registries(stored.model.module)
-        _take_over(flags, stored)
-        config = _config(flags, stored)
-        for change in stored.refuse_changes(config):
-            log.warning("Changed since the run was started: %s", change)
-    else:
-        config = _config(flags, None)
-    training = config.training
-    if not training.train_data_pattern:
-        raise UserError("No training data: give --train_data_pattern.")
-
-    wanted_by = config.model.name
+    config = _resumed_config(flags, directory) if resuming else _config(flags, None)
+    training, data = config.training, config.data
+    shared.require(flags, "train_data_pattern", "No training data")
     index = RecordIndex(f"{directory}/records.json")
 
-    def reader(pattern, flag, **options):
-        files = pipeline.list_files(pattern, flag)
-        files = pipeline.check_files(files, config.data, wanted_by=wanted_by)
-        return pipeline.Reader(
-            files,
-            config.data,
+    def reader(flag, **options):
+        return shared.reader(
+            flags,
+            flag,
+            data,
+            wanted_by=config.model.name,
             batch_size=training.batch_size,
-            on_bad_record=training.on_bad_record,
-            num_readers=flags.num_readers,
             index=index,
             **options,
         )
 
     train_reader = reader(
-        training.train_data_pattern,
-        "--train_data_pattern",
+        "train_data_pattern",
         seed=training.seed,
         num_epochs=training.num_epochs or None,
         shuffle_window=training.shuffle_window or None,
     )
-    eval_reader = None
-    if training.eval_data_pattern:
-        eval_reader = reader(training.eval_data_pattern, "--eval_data_pattern")
+    eval_reader = reader("eval_data_pattern") if training.eval_data_pattern else None
+    if not resuming:
+        floats = train_reader.float_features
+        data = dataclasses.replace(data, float_features=floats)
+        config = dataclasses.replace(config, data=data)
 
     # The model is built before anything is written or moved.
     keras.utils.set_random_seed(training.seed)
-    trainer = Trainer(
-        config, directory, train_reader, eval_reader, create_strategy(), resuming
+    strategy = create_strategy()
+    trainer = Trainer(config, directory, train_reader, eval_reader, strategy, resuming)
+    log.info(
+        "%s: %s weights, on %s.",
+        config.model.name,
+        f"{trainer.model.count_params():,}",
+        ", ".join(strategy.extended.worker_devices),
     )
-    log.info("%s: %s weights.", wanted_by, f"{trainer.model.count_params():,}")
     if flags.start_new_model:
         moved = runs.start_anew(directory)
         if moved:
             log.info("The earlier run is now %s.", moved)
     runs.make_directory(directory)
     runs.write_config(directory, config)
+    index.save()
     if trainer.step >= trainer.last_step:
         log.info(
             "The run is at step %d of %d already; raise --num_epochs or --max_steps "
@@ -124,6 +115,19 @@ def run(flags: shared.FlagValues) -> int:
     result = trainer.train()
     log.info("Trained to step %d. Run directory: %s", result.step, directory)
     return 128 + result.stopped_by if result.stopped_by else 0
+
+
+def _resumed_config(flags: shared.FlagValues, directory: str) -> RunConfig:
+    """The stored configuration with what the flags may change of it."""
+    from yt8m import runs
+
+    stored = runs.read_config(directory)
+    runs.load_registries(stored.model.module)
+    _take_over(flags, stored)
+    config = _config(flags, stored)
+    for change in stored.refuse_changes(config):
+        log.warning("Changed since the run was started: %s", change)
+    return config
 
 
 def _take_over(flags: shared.FlagValues, stored: RunConfig) -> None:

@@ -29,7 +29,8 @@ class Shard:
         path: the file.
         offsets: int64 [N], the byte at which each record starts; -1 stands for a
             stretch of the file that cannot be read.
-        faults: what is wrong, by the record's place in `offsets`.
+        faults: what is wrong, by the record's place in `offsets`; the rest of a
+            record that is shorter than a header comes after their end.
     """
 
     path: str
@@ -69,8 +70,8 @@ class RecordIndex:
         before = len(self._counts)
         with ThreadPoolExecutor(_THREADS) as pool:
             counts = list(pool.map(self._count, files))
-        if self._cache_file and len(self._counts) != before:
-            self._save(self._cache_file)
+        if len(self._counts) != before:
+            self.save()
         return counts
 
     def _count(self, path: str) -> int:
@@ -83,12 +84,15 @@ class RecordIndex:
             self._counts[key] = shard.count
         return self._counts[key]
 
-    def _save(self, cache_file: str):
-        temporary = f"{cache_file}.{os.getpid()}.writing"
+    def save(self) -> None:
+        """Writes the cache; done after each count, and once its folder is there."""
+        if not self._cache_file:
+            return
+        temporary = f"{self._cache_file}.{os.getpid()}.writing"
         try:
             with tf.io.gfile.GFile(temporary, "w") as f:
                 json.dump(self._counts, f)
-            tf.io.gfile.rename(temporary, cache_file, overwrite=True)
+            tf.io.gfile.rename(temporary, self._cache_file, overwrite=True)
         except (tf.errors.OpError, OSError):
             pass  # counting again costs time only
 
@@ -152,7 +156,9 @@ def _scan_damaged(path: str, file, size: int) -> Shard:
             fault = f"the file is truncated at record {len(offsets)} (byte {position})"
             end = size
         faults[len(offsets)] = fault
-        offsets.append(-1)
+        # TensorFlow's reader takes less than a header for the end of the file.
+        if size - position >= _HEADER:
+            offsets.append(-1)
         position = end
     return Shard(path, np.asarray(offsets, np.int64), faults)
 

@@ -77,6 +77,7 @@ class Reader:
             records, and for any that come over the network.
 
     Attributes:
+        float_features: the frame features that the files hold as floats.
         bad_records: what was left out so far, a list of `BadRecord`.
     """
 
@@ -109,7 +110,7 @@ class Reader:
         self._static_frames = static_frames
         _, sniffed = sniff_first(self.files)
         kinds = {name: kind for name, (kind, _) in sniffed.features.items()}
-        self._float_features = [n for n in kinds if kinds[n] == "float"]
+        self.float_features = [n for n in kinds if kinds[n] == "float"]
         remote = any("://" in path for path in self.files)
         self._num_readers = num_readers if remote or config.level == "frame" else 1
         # Of the files in which records are left out: where all records start.
@@ -241,7 +242,7 @@ class Reader:
         return parse_batch(
             serialized,
             self.config,
-            float_features=self._float_features,
+            float_features=self.float_features,
             seed=seed,
             static_frames=self._static_frames,
         )
@@ -260,7 +261,7 @@ class Reader:
         """Reports those of `records` (file and number) that are bad."""
         for start in range(0, len(records), _EXAMINED_AT_ONCE):
             readable = list(self._read(records[start : start + _EXAMINED_AT_ONCE]))
-            options = {"float_features": self._float_features}
+            options = {"float_features": self.float_features}
             try:
                 serialized = tf.constant([r for _, _, r in readable], tf.string)
                 parse_batch(serialized, self.config, **options)
@@ -334,7 +335,7 @@ def _find_runs(shard: Shard, left_out: set[int]) -> list[tuple[int, int, int, in
         bytes to read at once, and how many left out records follow it.
     """
     kept = np.ones(shard.count, bool)
-    kept[list(left_out)] = False
+    kept[[number for number in left_out if number < shard.count]] = False
     edges = np.flatnonzero(np.diff(kept, prepend=False, append=False))
     starts, ends = edges[::2], edges[1::2]
     next_starts = np.append(starts, shard.count)

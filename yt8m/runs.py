@@ -10,10 +10,12 @@ A checkpoint without `checkpoint.json` is one whose writing was cut short; it is
 never read and the next save removes it. All paths may be remote (`gs://`).
 """
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -133,6 +135,8 @@ def write_file(path: str, text: str) -> None:
             f.write(text)
         tf.io.gfile.rename(temporary, path, overwrite=True)
     except (OSError, tf.errors.OpError) as e:
+        with contextlib.suppress(OSError, tf.errors.OpError):
+            tf.io.gfile.remove(temporary)
         raise UserError(f"{path} cannot be written: {reason(e)}") from e
 
 
@@ -150,8 +154,9 @@ def make_directory(path: str) -> None:
 
 def reason(error: Exception) -> str:
     """The first line of an error's own words, without TensorFlow's node names."""
-    message = getattr(error, "message", None) or str(error)
-    return message.strip().splitlines()[0][:300] if message.strip() else repr(error)
+    message = (getattr(error, "message", None) or str(error)).strip()
+    message = re.sub(r"\{\{[^}]*\}\} ?| ?\[Op:\w*\].*", "", message)
+    return message.splitlines()[0][:300] if message else repr(error)
 
 
 # --- the run directory ---------------------------------------------------------------

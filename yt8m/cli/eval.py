@@ -84,11 +84,8 @@ def run(flags: shared.FlagValues) -> int:
             progress=True,
             per_class=True,
         )
-        path = evaluation.write_report(directory, info.step, metrics)
-        print(
-            f"step {info.step} | {evaluation.summary_line(metrics)} | {path}",
-            flush=True,
-        )
+        print(f"step {info.step} | {evaluation.summary_line(metrics)}", flush=True)
+        evaluation.write_report(directory, info.step, metrics)
         scored = info.step
         if flags.run_once:
             return 0

@@ -96,7 +96,9 @@ def run(flags: shared.FlagValues) -> int:
         "%s: %s weights, on %s.",
         config.model.name,
         f"{trainer.model.count_params():,}",
-        ", ".join(strategy.extended.worker_devices),
+        ", ".join(
+            d[d.rindex("device:") + 7 :] for d in strategy.extended.worker_devices
+        ),
     )
     if flags.start_new_model:
         moved = runs.start_anew(directory)

@@ -185,6 +185,14 @@ def test_the_same_command_again_resumes_and_ends_with_the_same_weights(
     assert_same_weights(weights(directory), weights(run_directory))
 
 
+def test_checkpoints_are_saved_by_the_clock_too(shards, tmp_path):
+    flags = train_flags(shards, tmp_path / "run", "--max_steps=4", "--log_steps=1")
+    flags += ["--save_checkpoint_minutes=1e-9", "--keep_checkpoints=9"]
+    assert command("train", *flags) == 0
+    found = runs.Checkpoints(str(tmp_path / "run")).list()
+    assert [c.step for c in found] == [1, 2, 3, 4]
+
+
 def test_runs_killed_at_any_moment_end_with_the_same_weights(
     run_directory, shards, tmp_path
 ):
@@ -498,7 +506,8 @@ def test_a_bad_record_is_named_or_skipped_and_counted(bad, said, tmp_path, capsy
     assert said in error
     skip = video_flags(path, tmp_path / "skip", "--on_bad_record=skip")
     assert command("train", *skip) == 0
-    assert "record 5" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "record 5" in said and "1 bad record(s) were left out" in said
     assert runs.load_run(str(tmp_path / "skip")).checkpoint.step == 3
 
 

@@ -86,6 +86,7 @@ def run(flags: shared.FlagValues) -> int:
         )
         print(f"step {info.step} | {evaluation.summary_line(metrics)}", flush=True)
         evaluation.write_report(directory, info.step, metrics)
+        shared.report_left_out(reader)
         scored = info.step
         if flags.run_once:
             return 0

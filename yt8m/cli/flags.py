@@ -5,6 +5,7 @@ Names and meanings are those of the YouTube-8M starter code wherever it has one.
 
 import ast
 import json
+import logging
 from typing import Any
 
 from absl import flags as absl_flags
@@ -19,6 +20,8 @@ from yt8m.config import (
     TrainingConfig,
 )
 from yt8m.errors import UserError
+
+log = logging.getLogger("yt8m")
 
 FlagValues = absl_flags.FlagValues
 
@@ -102,6 +105,13 @@ def reader(
         num_readers=flags.num_readers,
         **options,
     )
+
+
+def report_left_out(*readers) -> None:
+    """Says how many bad records `readers` left out, if any."""
+    count = sum(len(reader.bad_records) for reader in readers if reader)
+    if count:
+        log.warning("%d bad record(s) were left out; each is named above.", count)
 
 
 def model(flags: FlagValues) -> None:

@@ -56,5 +56,6 @@ def run(flags: shared.FlagValues) -> int:
         batch_size=flags.batch_size,
     )
     count = predict.predict(model, reader, flags.output_file, top_k=flags.top_k)
+    shared.report_left_out(reader)
     print(f"{count} videos predicted by {origin}: {flags.output_file}")
     return 0

@@ -1,5 +1,7 @@
 """Finds a command, parses its flags, runs it, and prints a user's error as one line.
 
+YT8M_TRACEBACK=1 in the environment shows where it was raised.
+
 Exit status: 0 done, 1 an error (one line on stderr), 2 a wrong command line, 130 or
 143 stopped by Ctrl-C or SIGTERM after saving.
 """
@@ -13,6 +15,7 @@ import pkgutil
 import signal
 import sys
 import tempfile
+import traceback
 
 from absl import flags as absl_flags
 
@@ -57,6 +60,8 @@ def run(command: str, arguments: list[str]) -> int:
         print(f"{command}: {_one_line(e)} See --help.", file=sys.stderr)
         return 2
     except UserError as e:
+        if os.environ.get("YT8M_TRACEBACK"):
+            traceback.print_exc()
         print(f"{command}: {_one_line(e)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

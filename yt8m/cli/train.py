@@ -115,6 +115,7 @@ def run(flags: shared.FlagValues) -> int:
             trainer.last_step,
         )
     result = trainer.train()
+    shared.report_left_out(train_reader, eval_reader)
     log.info("Trained to step %d. Run directory: %s", result.step, directory)
     return 128 + result.stopped_by if result.stopped_by else 0
 

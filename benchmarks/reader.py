@@ -187,7 +187,7 @@ def main() -> None:
     # Video level first: its peak of memory is the smaller one.
     sizes = {"video": (64, 1024, 4), "frame": (16, 256, 2)}
     if args.quick:
-        sizes = {"video": (16, 1024, 4), "frame": (8, 128, 2)}
+        sizes = {"video": (64, 1024, 1), "frame": (16, 256, 1)}
     with tempfile.TemporaryDirectory() as folder:
         for level, (shards, records, passes) in sizes.items():
             if args.level in (None, level):

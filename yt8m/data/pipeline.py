@@ -76,8 +76,8 @@ class Reader:
         shuffle_window: records among which a record is drawn; None for 1,024 at frame
             level, 16,384 at video level.
         static_frames: pad to a T that is the same for all batches.
-        num_readers: files read at the same time, where that pays: for frame-level
-            records, and for any that come over the network.
+        num_readers: files read at the same time, where that pays: for records that
+            come over the network, and on half of the cores for local frames.
 
     Attributes:
         float_features: the frame features that the files hold as floats.
@@ -115,7 +115,11 @@ class Reader:
         kinds = {name: kind for name, (kind, _) in sniffed.features.items()}
         self.float_features = [n for n in kinds if kinds[n] == "float"]
         remote = any("://" in path for path in self.files)
-        self._num_readers = num_readers if remote or config.level == "frame" else 1
+        spare_cores = (os.cpu_count() or 1) // 2 if config.level == "frame" else 1
+        self._num_readers = num_readers if remote else min(num_readers, spare_cores)
+        # A local record of frames is read straight into its place: one copy less.
+        whole = config.level == "frame" and not remote
+        self._buffer_bytes = 0 if whole else _BUFFER_BYTES
         # Of the files in which records are left out: where all records start.
         self._shards: dict[int, Shard] = {}
         self._left_out: dict[int, set[int]] = {}
@@ -226,7 +230,9 @@ class Reader:
         left_out = {file: set(numbers) for file, numbers in self._left_out.items()}
         for file, number in () if given is None else given.tolist():
             left_out.setdefault(file, set()).add(number)
-        read = functools.partial(_read_file, tf.constant(self.files))
+        read = functools.partial(
+            _read_file, tf.constant(self.files), self._buffer_bytes
+        )
         if left_out:
             read = functools.partial(read, runs=self._runs(left_out))
         readers = min(self._num_readers, self._order.group_files)
@@ -261,7 +267,7 @@ class Reader:
         runs = [
             _find_runs(self._shard(file), left_out[file])
             if left_out.get(file)
-            else [(0, -1, _BUFFER_BYTES, 0)]
+            else [(0, -1, self._buffer_bytes, 0)]
             for file in range(len(self.files))
         ]
         return tf.ragged.constant(runs, tf.int64, ragged_rank=1, inner_shape=(4,))
@@ -322,12 +328,15 @@ class Reader:
 
 
 def _read_file(
-    files: tf.Tensor, file: tf.Tensor, runs: tf.RaggedTensor | None = None
+    files: tf.Tensor,
+    buffer_bytes: int,
+    file: tf.Tensor,
+    runs: tf.RaggedTensor | None = None,
 ) -> tf.data.Dataset:
     """The records of a file, with `_LEFT_OUT` in the place of those outside `runs`."""
     path = files[file]
     if runs is None:
-        return records_from(path, 0, _BUFFER_BYTES)
+        return records_from(path, 0, buffer_bytes)
 
     def read_run(run):
         left_out = tf.data.Dataset.from_tensors(_LEFT_OUT).repeat(run[3])

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from test_export import (
     CLASSES,
     FRAME_FEATURES,
@@ -19,7 +20,6 @@ from test_export import (
     signature,
 )
 from yt8m.data.pipeline import Reader
-
 from yt8m.data.records import (
     decode_record,
     encode_frame_record,

@@ -108,4 +108,5 @@ def create(name: str, **args: Any):
     try:
         return cls(**args)
     except (ValueError, TypeError) as e:
-        raise UserError(f"{name} cannot be built: {e}") from e
+        given = ", ".join(f"{key}={value!r}" for key, value in args.items())
+        raise UserError(f"{name} cannot be built with {given}: {e}") from e

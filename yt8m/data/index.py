@@ -151,6 +151,8 @@ def _scan_damaged(path: str, file, size: int) -> Shard:
             continue
         if len(valid) and not valid[0]:
             fault = f"the record is corrupted (checksum of its length, byte {position})"
+            if not position:
+                fault += "; perhaps it is no TFRecord file"
             end = _next_header(file, position + 1, size)
         else:
             fault = f"the file is truncated at record {len(offsets)} (byte {position})"

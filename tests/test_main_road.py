@@ -511,6 +511,30 @@ def test_a_bad_record_is_named_or_skipped_and_counted(bad, said, tmp_path, capsy
     assert runs.load_run(str(tmp_path / "skip")).checkpoint.step == 3
 
 
+def test_a_run_that_loses_a_whole_batch_still_ends_with_a_validation(tmp_path):
+    path = tmp_path / "shard.tfrecord"
+    write_records(path, video_records(12, labels=[6]))
+    flags = video_flags(path, tmp_path / "run", "--on_bad_record=skip")
+    flags += ["--batch_size=1", f"--eval_data_pattern={path}"]
+    assert command("train", *flags) == 0
+    (checkpoint,) = runs.Checkpoints(str(tmp_path / "run")).list()
+    assert checkpoint.step == checkpoint.validation["num_examples"] == 11
+
+
+def test_a_bad_record_costs_no_other_record_wherever_a_call_meets_it(tmp_path):
+    """Steps of one call or of several: the same steps, the same weights."""
+    path, ends = tmp_path / "shard.tfrecord", []
+    write_records(path, video_records(12, labels=[6]))
+    for log_steps in (1, 100):
+        directory = tmp_path / str(log_steps)
+        flags = video_flags(path, directory, "--on_bad_record=skip", "--batch_size=1")
+        flags += [f"--log_steps={log_steps}", "--num_epochs=20", "--seed=3"]
+        assert command("train", *flags) == 0
+        assert runs.load_run(str(directory)).checkpoint.step == 20 * 11
+        ends.append(weights(directory))
+    assert_same_weights(*ends)
+
+
 def test_a_truncated_shard_is_named(tmp_path, capsys):
     path = tmp_path / "shard.tfrecord"
     write_records(path, video_records(12))

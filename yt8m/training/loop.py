@@ -97,6 +97,7 @@ class Trainer:
             self.optimizer.build(self.model.trainable_variables)
         self._state = {"model": self.model, "optimizer": self.optimizer}
         self._saved, self._saved_at = -1, time.monotonic()
+        self._validated = -1
         if start:
             self.checkpoints.restore(start, self._state)
             self._saved = self.step
@@ -124,7 +125,7 @@ class Trainer:
             UserError: bad data, a loss that is not finite, or a checkpoint that cannot
                 be written.
         """
-        settings, validation = self.settings, None
+        settings, first, validation = self.settings, self.step, None
         iterator = self.steps.iterate(self.reader, self.batch(self.step))
         with _Signals() as signals, Journal(self) as journal:
             count = 1
@@ -138,7 +139,7 @@ class Trainer:
                 began, before = time.monotonic(), self.step
                 try:
                     outcome = self.steps.run(iterator, min(count, ahead))
-                except tf.errors.OutOfRangeError:  # bad records were skipped
+                except tf.errors.OutOfRangeError:  # whole batches were left out
                     self.last_step = self.step = int(self.optimizer.iterations)
                     break
                 except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as e:
@@ -159,9 +160,12 @@ class Trainer:
                     journal.record_batch(outcome)
                 if self._save_due() or done:
                     self._save()
-                if self.eval_reader and (done or self._validation_due()):
+                if self._validation_due():
                     validation = self._validate(journal)
             self._save()
+            unseen = self.step not in (first, self._validated)
+            if self.eval_reader and unseen and not signals.received:
+                validation = self._validate(journal)
         if signals.received:
             log.info("Stopped at step %d; its checkpoint is saved.", self.step)
         return Result(self.step, validation, signals.received)
@@ -176,7 +180,7 @@ class Trainer:
 
     def _validation_due(self) -> bool:
         every = self.settings.eval_steps
-        return bool(every and self.step % every == 0)
+        return bool(self.eval_reader and every and self.step % every == 0)
 
     def _save(self) -> None:
         if self.step != self._saved:
@@ -195,6 +199,7 @@ class Trainer:
         validation = evaluation.evaluate(self.model, self.eval_reader, self.settings)
         journal.record_validation(self.step, validation)
         self.checkpoints.set_validation(self.step, validation)
+        self._validated = self.step
         return validation
 
     def _refuse_non_finite(self, step: int) -> None:
@@ -287,6 +292,9 @@ class StepFunctions:
         logits = tuple(tf.zeros(empty) for _ in replicas)
         labels = tuple(tf.zeros(empty, self._label_type) for _ in replicas)
         for i in tf.range(count):
+            # When the data fails, the steps before are whole, and this one has not
+            # begun: none runs ahead, and none before its batch is there (below).
+            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
             learning_rate = tf.convert_to_tensor(self.optimizer.learning_rate)
             results = self.strategy.run(self._replica_step, args=(next(iterator),))
             loss, finite, penalty, logits, labels = (
@@ -307,6 +315,10 @@ class StepFunctions:
 
     def _replica_step(self, batch):
         """One step of one replica; what it returns first is equal on all of them."""
+        with tf.control_dependencies(list(batch.values())):
+            return self._update(batch)
+
+    def _update(self, batch):
         model, settings = self.model, self.settings
         replicas = tf.distribute.get_replica_context()
         labels = batch["labels"]

@@ -4,15 +4,12 @@
         --run_once
 """
 
-import logging
 import time
 
 from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
 from yt8m.errors import UserError
-
-log = logging.getLogger("yt8m")
 
 
 def define(flags: shared.FlagValues) -> None:

@@ -4,13 +4,9 @@
         --input_data_pattern='test*.tfrecord' --output_file=submission.csv
 """
 
-import logging
-
 from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
-
-log = logging.getLogger("yt8m")
 
 
 def define(flags: shared.FlagValues) -> None:

@@ -314,14 +314,16 @@ def test_the_search_goes_on_past_its_block_to_the_next_record(tmp_path, monkeypa
 def test_left_out_records_cost_no_reading_of_their_neighbours(tmp_path):
     files = make_files(tmp_path, "video")
     shard = scan(files[1])
-    runs = pipeline._find_runs(shard, {0, 3, 4, 11})
+    runs = pipeline._find_runs(shard, np.ones(shard.count, int), {0, 3, 4, 11})
     start = shard.offsets.tolist()
     assert runs == [
         (0, 0, 0, 1),
         (start[1], 2, start[3] - start[1], 2),
         (start[5], 6, start[11] - start[5], 1),
     ]
-    assert pipeline._find_runs(shard, set(range(12))) == [(0, 0, 0, 12)]
+    assert pipeline._find_runs(shard, np.ones(12, int), set(range(12))) == [
+        (0, 0, 0, 12)
+    ]
 
 
 def test_groups_of_one_file_find_their_bad_records_too(tmp_path, monkeypatch):

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from yt8m import schema
 from yt8m.config import DataConfig, FrameSelection
 from yt8m.data.files import check_files, list_files, sniff
 from yt8m.data.frames import select_frames
 from yt8m.data.records import (
+    SegmentRatings,
     decode_record,
     encode_frame_record,
     encode_video_record,
@@ -377,3 +379,62 @@ def test_empty_files_are_left_out_with_a_warning(tmp_path, caplog):
     ]
     with pytest.raises(DataError, match="holds no record"):
         check_files(paths[:1], config)
+
+
+def test_ratings_of_segments_stand_in_the_record_as_they_are_given():
+    rgb = frames(12, 4)[0]
+    ratings = SegmentRatings([3, 3861], [0, 10], [5, 15], [1.0, 0.0])
+    record = encode_frame_record("a", {"rgb": rgb}, [0], segments=ratings)
+    assert decode_record(record).segments == ratings
+    message = tf.train.SequenceExample.FromString(record).context.feature
+    assert list(message["segment_labels"].int64_list.value) == [3, 3861]
+    assert list(message["segment_start_times"].int64_list.value) == [0, 10]
+    assert list(message["segment_end_times"].int64_list.value) == [5, 15]
+    assert list(message["segment_scores"].float_list.value) == [1, 0]
+    plain = encode_frame_record("a", {"rgb": rgb}, [0])
+    assert decode_record(plain).segments is None
+    # Read as a video, a record with ratings is what it is without.
+    config = DataConfig("frame", {"rgb": 4}, 10)
+    batch, host = parse_frame_batch(tf.constant([record, plain]), config)
+    assert sorted(batch) == ["labels", "num_frames", "rgb"]
+    assert list(host) == ["id"]
+    for values in batch.values():
+        np.testing.assert_array_equal(values[0], values[1])
+
+
+def test_equal_records_are_equal_bytes():
+    rgb = {"rgb": frames(3, 4)[0], "audio": frames(3, 2)[0]}
+    ratings = SegmentRatings([1, 2], [0, 0], [5, 5], [1.0, 0.0])
+    first = encode_frame_record("a", rgb, [1, 2], segments=ratings)
+    backwards = dict(reversed(rgb.items()))
+    assert encode_frame_record("a", backwards, [1, 2], segments=ratings) == first
+
+
+def test_frame_records_of_any_shape_are_read_as_they_were_written():
+    rng = np.random.default_rng(3)
+    for case in range(60):
+        sizes = [{"rgb": 4, "audio": 2}, {"rgb": 3}][case % 2]
+        records, arrays, given = [], [], []
+        for i in range(rng.integers(1, 5)):
+            length = int(rng.choice([0, 1, 2, 9, 299, 300, 301]))
+            arrays.append(
+                {
+                    n: rng.integers(0, 256, (length, s), np.uint8)
+                    for n, s in sizes.items()
+                }
+            )
+            labels = rng.choice([0, 1, 77, 3861], rng.integers(0, 4)).tolist()
+            given.append(None if rng.random() < 0.2 else labels)
+            id_key = str(rng.choice(schema.ID_KEYS))
+            records.append(encode_frame_record(f"v{i}", arrays[i], given[i], id_key))
+        config = DataConfig("frame", sizes)
+        batch, host = parse_frame_batch(tf.constant(records), config)
+        expected = np.zeros((len(records), 3862), np.uint8)
+        for i, labels in enumerate(given):
+            expected[i, labels or []] = 1
+            n = min(len(arrays[i]["rgb"]), 300)
+            assert batch["num_frames"][i] == n
+            for name in sizes:
+                np.testing.assert_array_equal(batch[name][i, :n], arrays[i][name][:n])
+        np.testing.assert_array_equal(batch["labels"], expected)
+        assert host["id"].numpy().tolist() == [b"v%d" % i for i in range(len(records))]

@@ -1,4 +1,4 @@
-"""Embedded data: its statistics, and each kind's blind spot."""
+"""Embedded data: its statistics, each kind's blind spot, and rated segments."""
 
 import dataclasses
 import itertools
@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from yt8m import schema
+from yt8m.cli.main import run
 from yt8m.data import synthetic
 from yt8m.data.records import decode_record
 from yt8m.data.synthetic import (
@@ -18,6 +19,7 @@ from yt8m.data.synthetic import (
     draw_length,
     generate_video,
     quantize,
+    rate_segments,
     write_dataset,
 )
 from yt8m.errors import UserError
@@ -461,3 +463,128 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file cannot be written"):
         write_dataset(config(), tmp_path / "file", "train", 2)
+
+
+def rated(settings, count: int):
+    """Video, ratings and the segments' places in them, of `count` videos."""
+    for i, video in enumerate(videos(settings, count)):
+        yield video, rate_segments(settings, "train", i, video)
+
+
+def test_segments_start_at_multiples_of_five_and_are_about_five_a_video():
+    settings = config(max_frames=100)
+    counts = []
+    for i, (video, ratings) in enumerate(rated(settings, 60)):
+        again = rate_segments(settings, "train", i, video)
+        assert again == ratings
+        length = len(video.features["rgb"])
+        starts = list(dict.fromkeys(ratings.starts))
+        counts.append((len(starts), -(-length // 5)))
+        assert all(start % 5 == 0 and 0 <= start < length for start in starts)
+        assert ratings.ends == [start + 5 for start in ratings.starts]
+        cells = list(zip(ratings.starts, ratings.labels, strict=True))
+        assert len(set(cells)) == len(cells)
+    assert all(min(4, places) <= n <= min(6, places) for n, places in counts)
+    assert 4.5 < np.mean([n for n, _ in counts]) < 5.5
+
+
+def test_segments_are_rated_by_what_their_frames_show():
+    settings = config(num_classes=36, max_frames=100)
+    partner = synthetic._world(settings).partner
+    scores = {kind: set() for kind in KINDS}
+    for video, ratings in rated(settings, 80):
+        confusing = {*video.decoys, *partner[video.truth].tolist()}
+        assert not confusing & set(ratings.labels)
+        for start, label, score in zip(
+            ratings.starts, ratings.labels, ratings.scores, strict=True
+        ):
+            shown = video.shown.get(label, np.zeros(1, bool))[start : start + 5]
+            assert score == float(shown.any())
+            if label in video.truth:
+                scores[settings.kind_of(label)].add(score)
+    # What lasts for the whole video is in all its segments.
+    assert scores.pop("static") == scores.pop("audio") == {1.0}
+    assert all(found == {0.0, 1.0} for found in scores.values())
+
+
+def test_the_frames_of_a_class_are_those_with_its_evidence():
+    settings = config()
+    for video in videos(settings, 40):
+        assert sorted(video.shown) == video.truth
+        for label, shown in video.shown.items():
+            strongest = np.maximum(
+                *(projections(video, settings, name, label) for name in SIZES)
+            )
+            assert shown.any()
+            if not shown.all():
+                assert strongest[shown].min() > strongest[~shown].mean() + 0.1
+
+
+def segment_means(settings, split: str, count: int):
+    """Means over segments of L2-normalised frames [N, D]; ratings, NaN if none."""
+    means, targets = [], []
+    for i, video in enumerate(videos(settings, count, split)):
+        ratings = rate_segments(settings, split, i, video)
+        frames = np.concatenate(list(video.features.values()), axis=1)
+        frames = frames * schema.DEQUANTIZE_SCALE + schema.DEQUANTIZE_OFFSET
+        frames /= np.linalg.norm(frames, axis=1, keepdims=True)
+        rows = {start: len(means) + n for n, start in enumerate(set(ratings.starts))}
+        means += [frames[start : start + 5].mean(axis=0) for start in rows]
+        targets += [np.full(settings.num_classes, np.nan) for _ in rows]
+        for start, label, score in zip(
+            ratings.starts, ratings.labels, ratings.scores, strict=True
+        ):
+            targets[rows[start]][label] = score
+    return np.array(means), np.array(targets)
+
+
+def test_a_linear_probe_of_segment_means_learns_the_ratings():
+    settings = config(max_frames=60)
+    x, y = segment_means(settings, "train", 250)
+    new_x, new_y = segment_means(settings, "validate", 120)
+    areas = []
+    for label in range(settings.num_classes):
+        rows, new_rows = np.isfinite(y[:, label]), np.isfinite(new_y[:, label])
+        a, target = x[rows], y[rows, label] - y[rows, label].mean()
+        a = a - a.mean(axis=0)
+        weights = np.linalg.solve(
+            a.T @ a + 1e-3 * rows.sum() * np.eye(a.shape[1]), a.T @ target
+        )
+        score, truth = new_x[new_rows] @ weights, new_y[new_rows, label]
+        areas.append((score[truth == 1][:, None] > score[truth == 0]).mean())
+    assert np.mean(areas) > 0.8
+    assert min(areas) > 0.6
+
+
+def test_written_segments_are_those_of_the_videos_and_test_has_none(tmp_path):
+    settings = config()
+    plain = write_dataset(settings, tmp_path / "plain", "train", 6, 2)
+    (rated_path, *_) = write_dataset(
+        settings, tmp_path / "rated", "train", 6, 2, segments=True
+    )
+    records = [list(tf.data.TFRecordDataset(p).as_numpy_iterator()) for p in plain]
+    found = list(tf.data.TFRecordDataset(rated_path).as_numpy_iterator())
+    for index, old, new in zip((0, 2, 4), records[0], found, strict=True):
+        video = generate_video(settings, "train", index)
+        before, after = decode_record(old), decode_record(new)
+        assert before.segments is None
+        assert after.segments == rate_segments(settings, "train", index, video)
+        # But for the ratings, nothing changes by a byte.
+        message = tf.train.SequenceExample.FromString(new)
+        for key in [k for k in message.context.feature if k.startswith("segment_")]:
+            del message.context.feature[key]
+        assert message.SerializeToString(deterministic=True) == old
+    (path,) = write_dataset(settings, tmp_path, "test", 3, 1, segments=True)
+    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+        assert decode_record(record).segments is None
+
+
+def test_the_command_rates_segments_on_request(tmp_path, capsys):
+    flags = [f"--output_dir={tmp_path}", "--num_videos=3", "--num_shards=1"]
+    flags += ["--split=validate", "--num_classes=12", "--max_frames=20"]
+    assert run("synthesize", [*flags, "--segments"]) == 0
+    path = str(tmp_path / "validate0000.tfrecord")
+    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+        assert len(set(decode_record(record).segments.starts)) >= 1
+    assert run("synthesize", [*flags, "--segments", "--level=video"]) == 1
+    assert "Only videos of level frame have segments" in capsys.readouterr().err

@@ -67,6 +67,8 @@ class DataConfig:
         max_frames: frames beyond are cut off.
         frames: the frames taken of each video; frame level only.
         float_features: the frame features that hold floats; the others hold bytes.
+        segments: whether an example is a rated segment of 5 frames, not a video;
+            frame level only.
     """
 
     level: str
@@ -75,10 +77,13 @@ class DataConfig:
     max_frames: int = schema.MAX_FRAMES
     frames: FrameSelection = FrameSelection()
     float_features: list[str] = field(default_factory=list)
+    segments: bool = False
 
     def __post_init__(self):
         if self.level not in ("frame", "video"):
             raise UserError(f"`level` must be frame or video, not {self.level!r}.")
+        if self.segments and self.level != "frame":
+            raise UserError("--segment_labels needs a frame-level model.")
         if not self.features:
             raise UserError("No feature is named; give --feature_names.")
         for name, size in self.features.items():
@@ -195,7 +200,11 @@ class RunConfig:
                 if part == "training" and f.name in CHANGEABLE:
                     changes.append(f"{f.name} was {old}, is now {now}")
                 else:
-                    name = "model" if (part, f.name) == ("model", "name") else f.name
+                    names = {
+                        ("model", "name"): "model",
+                        ("data", "segments"): "segment_labels",
+                    }
+                    name = names.get((part, f.name), f.name)
                     raise UserError(
                         f"The run was started with {name}={old}, not {name}={now}: "
                         "give the old value, another --train_dir, or --start_new_model."

@@ -1,17 +1,23 @@
 """Scores a model on a reader's videos: every one exactly once, in file order."""
 
+import csv
+import io
 import json
 import logging
 import os
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from yt8m import losses, runs
 from yt8m.config import TrainingConfig
 from yt8m.data.pipeline import Reader
+from yt8m.data.segments import write_class_ids
+from yt8m.data.vocabulary import Vocabulary
 from yt8m.errors import UserError
 from yt8m.events import EventWriter
 from yt8m.metrics.video_metrics import VideoMetrics
@@ -30,8 +36,12 @@ def evaluate(
     exact_map_limit: int | None = None,
     progress: bool = False,
     per_class: bool = False,
+    bucketed_map: bool = False,
+    verticals: Mapping[int, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """Scores `model` on the videos of `reader`.
+    """Scores `model` on the videos of `reader`, or on its rated segments.
+
+    Of a segment only the classes that it was rated for count.
 
     Args:
         model: a built model.
@@ -42,10 +52,15 @@ def evaluate(
         progress: whether to show a progress line.
         per_class: whether to add `per_class`, the table of
             `VideoMetrics.per_class`.
+        bucketed_map: whether to add `map_bucketed`, the mAP of the YouTube-8M paper.
+        verticals: the verticals of each class; adds `per_vertical`, the table of
+            `VideoMetrics.per_vertical`.
 
     Returns:
-        `num_examples`, `loss`, `hit_at_1`, `perr`, `gap`, `map`, `map_method`,
-        `map_at_{top_k}`, `examples_per_second`.
+        `num_examples`, `unit` (`videos` or `segments`), `loss`, `hit_at_1`,
+        `hit_at_5`, `perr`, `gap`, `map`, `map_method`, `map_at_{top_k}`,
+        `examples_per_second`; for segments also `rated_classes`, the classes that any
+        was rated for, int [K] ascending.
 
     Raises:
         UserError: bad data, no video, or none with labels.
@@ -56,11 +71,21 @@ def evaluate(
     def score(batch):
         outputs = forward(model, batch)
         weights = batch.get("label_weights")
-        return outputs["logits"], loss(batch["labels"], outputs, weights)
+        return rated_logits(outputs["logits"], batch), loss(
+            batch["labels"], outputs, weights
+        )
 
     limit = {} if exact_map_limit is None else {"exact_map_limit": exact_map_limit}
-    metrics = VideoMetrics(model.num_classes, top_k=top_k, **limit)
-    bar = Progress(total=reader.num_examples, unit="videos") if progress else None
+    metrics = VideoMetrics(
+        model.num_classes,
+        top_k=top_k,
+        hits_at=(1, 5),
+        with_bucketed_map=bucketed_map,
+        **limit,
+    )
+    unit = "segments" if reader.config.segments else "videos"
+    bar = Progress(total=reader.num_examples, unit=unit) if progress else None
+    rated = np.zeros(model.num_classes, bool)
     began = time.monotonic()
     # Metrics of one batch are computed while the device scores the next.
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -68,6 +93,8 @@ def evaluate(
         for batch, _ in reader.batches():
             logits, loss_values = score(batch)
             arrays = (logits.numpy(), batch["labels"].numpy(), loss_values.numpy())
+            if "label_weights" in batch:
+                rated |= batch["label_weights"].numpy().any(axis=0)
             if pending:
                 pending.result()
             pending = pool.submit(metrics.add, *arrays)
@@ -80,50 +107,89 @@ def evaluate(
     result, table = metrics.result(), metrics.per_class()
     if not table["positives"].any():
         raise UserError(
-            f"None of the {result['num_examples']} videos has a label, so there is "
+            f"None of the {result['num_examples']} {unit} has a label, so there is "
             "nothing to score; the dataset's test split has none."
         )
     seconds = time.monotonic() - began
     result["examples_per_second"] = result["num_examples"] / max(seconds, 1e-9)
+    result["unit"] = unit
+    if reader.config.segments:
+        result["rated_classes"] = np.flatnonzero(rated)
     if per_class:
         result["per_class"] = table
+    if verticals is not None:
+        result["per_vertical"] = metrics.per_vertical(verticals)
     return result
+
+
+def rated_logits(logits: tf.Tensor, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Logits [B, C] in which the cells that were not rated rank below all others."""
+    weights = batch.get("label_weights")
+    return logits if weights is None else tf.where(weights > 0, logits, -np.inf)
 
 
 def summary_line(metrics: dict[str, Any]) -> str:
     """The metrics in one line for a person."""
     return (
-        f"{metrics['num_examples']} videos | GAP {metrics['gap']:.4f} | "
+        f"{metrics['num_examples']} {metrics['unit']} | GAP {metrics['gap']:.4f} | "
         f"Hit@1 {metrics['hit_at_1']:.4f} | PERR {metrics['perr']:.4f} | "
         f"mAP {metrics['map']:.4f} ({metrics['map_method']}) | "
         f"loss {metrics['loss']:.4f}"
     )
 
 
-def write_report(directory: str, step: int, metrics: dict[str, Any]) -> str:
+def write_report(
+    directory: str,
+    step: int,
+    metrics: dict[str, Any],
+    vocabulary: Vocabulary | None = None,
+) -> str:
     """Writes metrics of a checkpoint beside the run.
 
     `eval/step-N.json` holds the figures, `eval/step-N-classes.csv` each class's
-    average precision and positives, `eval/events` the same for TensorBoard.
+    average precision and positives, `eval/events` the same for TensorBoard. Those of
+    segments are in the folder `eval-segments`, and the classes they were rated for in
+    `segment_label_ids.csv`, for inference.
+
+    Args:
+        directory: the run directory.
+        step: of the checkpoint.
+        metrics: of `evaluate`.
+        vocabulary: names the classes in the table.
 
     Returns:
         The path of the JSON file.
     """
-    folder = os.path.join(directory, "eval")
-    runs.make_directory(folder)
     metrics = dict(metrics)
+    rated = metrics.pop("rated_classes", None)
+    if rated is not None:
+        write_rated_classes(directory, rated)
+    folder = os.path.join(directory, "eval" if rated is None else "eval-segments")
+    runs.make_directory(folder)
     table = metrics.pop("per_class", None)
     if table:
-        rows = ["Index,AveragePrecision,Positives"]
-        columns = zip(table["ap"], table["positives"], strict=True)
-        for i, (ap, positives) in enumerate(columns):
-            # A class without positives has no average precision.
-            rows.append(f"{i},{f'{ap:.6f}' if positives else ''},{positives}")
-        runs.write_file(
-            os.path.join(folder, f"step-{step:08d}-classes.csv"), "\n".join(rows) + "\n"
-        )
+        path = os.path.join(folder, f"step-{step:08d}-classes.csv")
+        runs.write_file(path, _classes_csv(table, vocabulary))
     with EventWriter(os.path.join(folder, "events")) as events:
         events.write(step, {k: v for k, v in metrics.items() if isinstance(v, float)})
     path = os.path.join(folder, f"step-{step:08d}.json")
     runs.write_file(path, json.dumps({"step": step, **metrics}, indent=2) + "\n")
     return path
+
+
+def write_rated_classes(directory: str, classes: np.ndarray) -> None:
+    """Notes in the run directory which classes segments are rated for."""
+    write_class_ids(os.path.join(directory, runs.SEGMENT_CLASSES_FILE), classes)
+
+
+def _classes_csv(table: dict[str, np.ndarray], vocabulary: Vocabulary | None) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    header = ["Index", "AveragePrecision", "Positives"]
+    rows.writerow([*header, "Name"] if vocabulary else header)
+    columns = zip(table["ap"], table["positives"], strict=True)
+    for i, (ap, positives) in enumerate(columns):
+        # A class without positives has no average precision.
+        row = [i, f"{ap:.6f}" if positives else "", positives]
+        rows.writerow([*row, vocabulary.name(i)] if vocabulary else row)
+    return text.getvalue()

@@ -10,25 +10,49 @@ The SavedModel carries its input transform and has two signatures:
                       -> `logits`, `predictions` [B, C], `embedding` if there is one
     serve_examples    `example_bytes` string [B], serialized records of the dataset
                       -> `video_id` [B], `class_indexes`, `predictions` [B, k]
+
+`export_mediapipe` writes another SavedModel, for MediaPipe's YouTube-8M graphs, with
+`export_mediapipe.json` beside it. Its one signature, `serving_default`:
+
+    rgb_and_audio     float32 [N, T, D], each frame's dequantised features, one after
+                      the other, before any normalisation; D = 1024 + 128
+    num_frames        int32 [N, 1]
+                      -> `predictions` float32 [N, C], probabilities
+
+What the graphs do (mediapipe/graphs/youtube8m, `local_video_model_inference.pbtxt`
+and `yt8m_dataset_model_inference.pbtxt`): they load `/tmp/mediapipe/saved_model` by
+the tag `serve`, find these names in capitals (`RGB_AND_AUDIO`, ...), and slide a
+window of `segment_size` frames over the video, by `segment_size - overlap` in the
+first, by one in the second. A window is [1, T, D] with `num_frames` [1, 1] = T; 32
+are run together, the last batch padded with copies, and `predictions` cut into rows.
 """
 
 import dataclasses
 import json
+import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 import yt8m
-from yt8m import runs
+from yt8m import runs, schema
 from yt8m.config import DataConfig
+from yt8m.data.files import describe
+from yt8m.data.frames import select_frames
 from yt8m.data.records import parse_batch
 from yt8m.errors import UserError
-from yt8m.model import YT8MModel, forward, top_classes
+from yt8m.model import FrameLevelModel, YT8MModel, forward, top_classes
 from yt8m.runs import EXPORT_FILE, Run
 
+log = logging.getLogger("yt8m")
+
 KERAS_FILE = "model.keras"
+# Another name than `EXPORT_FILE`: neither kind of export may replace the other, nor
+# be taken for it.
+MEDIAPIPE_FILE = "export_mediapipe.json"
 
 
 def export(run: Run, output_dir: str, top_k: int = 20) -> None:
@@ -46,12 +70,62 @@ def export(run: Run, output_dir: str, top_k: int = 20) -> None:
         UserError: `output_dir` holds something else or cannot be written, or Keras
             cannot save the model.
     """
+    module, signatures = serving_module(run.model, run.config.data, top_k)
+
+    def write(directory: str) -> None:
+        tf.saved_model.save(module, directory, signatures)
+        _save_keras(run, directory)
+        _write_record(run, signatures, os.path.join(directory, EXPORT_FILE))
+
+    _write_directory(output_dir, EXPORT_FILE, write)
+
+
+def export_mediapipe(run: Run, output_dir: str) -> None:
+    """Writes `run`'s model for MediaPipe's YouTube-8M graphs, as `export` writes.
+
+    A model of other features than rgb 1024 and audio 128, in this order, is written
+    with those it has, one after the other; a warning says that the graphs do not fit.
+
+    Args:
+        run: a restored run of a frame-level model.
+        output_dir: as for `export`.
+
+    Raises:
+        UserError: the model is a video-level one, or `output_dir` holds something
+            else or cannot be written.
+    """
+    data, name = run.config.data, run.config.model.name
+    if data.level != "frame":
+        raise UserError(
+            f"{run.directory} holds {name}, a video-level model, but MediaPipe feeds "
+            "frames; give the --train_dir of a frame-level model."
+        )
+    if list(data.features.items()) != list(schema.FRAME_FEATURES.items()):
+        log.warning(
+            "%s takes frames of %s; MediaPipe's own graphs feed %s.",
+            name,
+            describe(data.features),
+            describe(schema.FRAME_FEATURES),
+        )
+    module, signatures = mediapipe_module(run.model, data)
+
+    def write(directory: str) -> None:
+        tf.saved_model.save(module, directory, signatures)
+        _write_record(run, signatures, os.path.join(directory, MEDIAPIPE_FILE))
+
+    _write_directory(output_dir, MEDIAPIPE_FILE, write)
+
+
+def _write_directory(
+    output_dir: str, record_file: str, write: Callable[[str], None]
+) -> None:
+    """Has `write` fill a directory under a temporary name, and renames that."""
     output_dir = output_dir.rstrip("/")
-    _refuse_foreign(output_dir)
+    _refuse_foreign(output_dir, record_file)
     temporary = f"{output_dir}.exporting"
     runs.make_directory(temporary)
     try:
-        _write(run, temporary, top_k)
+        write(temporary)
         _replace(temporary, output_dir)
     except BaseException as e:
         if tf.io.gfile.exists(temporary):
@@ -62,15 +136,15 @@ def export(run: Run, output_dir: str, top_k: int = 20) -> None:
         raise
 
 
-def _refuse_foreign(directory: str) -> None:
+def _refuse_foreign(directory: str, record_file: str) -> None:
     exists = tf.io.gfile.exists(directory)
     if exists and not tf.io.gfile.isdir(directory):
         raise UserError(f"{directory} is a file; choose another --output_dir.")
-    record = os.path.join(directory, EXPORT_FILE)
+    record = os.path.join(directory, record_file)
     if exists and tf.io.gfile.listdir(directory) and not tf.io.gfile.exists(record):
         raise UserError(
-            f"{directory} is not empty and not an export (no {EXPORT_FILE}); choose "
-            "another --output_dir."
+            f"{directory} is not empty and not an export of this kind (no "
+            f"{record_file}); choose another --output_dir."
         )
 
 
@@ -86,9 +160,7 @@ def _replace(temporary: str, directory: str) -> None:
         tf.io.gfile.rmtree(aside)
 
 
-def _write(run: Run, directory: str, top_k: int) -> None:
-    module, signatures = serving_module(run.model, run.config.data, top_k)
-    tf.saved_model.save(module, directory, signatures)
+def _save_keras(run: Run, directory: str) -> None:
     try:
         run.model.save(os.path.join(directory, KERAS_FILE))
     except (NotImplementedError, TypeError, ValueError) as e:
@@ -96,6 +168,9 @@ def _write(run: Run, directory: str, top_k: int) -> None:
             f"{run.config.model.name} cannot be saved as {KERAS_FILE}; its class needs "
             f"a `get_config` that Keras can write as JSON: {runs.reason(e)}"
         ) from e
+
+
+def _write_record(run: Run, signatures: dict[str, Any], path: str) -> None:
     record = {
         "config": dataclasses.asdict(run.config),
         "step": run.checkpoint.step,
@@ -106,9 +181,7 @@ def _write(run: Run, directory: str, top_k: int) -> None:
         },
         "signatures": {name: _describe(f) for name, f in signatures.items()},
     }
-    runs.write_file(
-        os.path.join(directory, EXPORT_FILE), json.dumps(record, indent=2) + "\n"
-    )
+    runs.write_file(path, json.dumps(record, indent=2) + "\n")
 
 
 def serving_module(
@@ -121,9 +194,11 @@ def serving_module(
     Args:
         model: a built model.
         data: what it was trained to read; `serve_examples` parses records with it,
-            and takes the frames that evaluation takes.
+            and takes the frames that evaluation takes. Of a model trained on rated
+            segments, it takes a record for one segment, whatever its length.
         top_k: as `export`.
     """
+    parsed = dataclasses.replace(data, segments=False)  # ratings are not asked for
 
     @tf.function
     def serve_tensors(**inputs):
@@ -141,7 +216,7 @@ def serving_module(
         keywords = (
             {"float_features": data.float_features} if data.level == "frame" else {}
         )
-        batch, host = parse_batch(example_bytes, data, **keywords)
+        batch, host = parse_batch(example_bytes, parsed, **keywords)
         classes, scores = top_classes(forward(model, batch)["logits"], top_k)
         return {
             "video_id": host["id"],
@@ -157,10 +232,44 @@ def serving_module(
             tf.TensorSpec([None], tf.string, "example_bytes")
         ),
     }
-    # The variables alone: Keras would add its own functions and metadata.
+    return _module(model), signatures
+
+
+def mediapipe_module(
+    model: FrameLevelModel, data: DataConfig
+) -> tuple[tf.Module, dict[str, Any]]:
+    """As `serving_module`, with the signature that MediaPipe's graphs use.
+
+    Args:
+        model: a built model.
+        data: what it was trained to read. Of the frames fed, those are taken that
+            evaluation would take of such a video.
+    """
+    sizes = list(model.features.values())
+
+    @tf.function
+    def serve(rgb_and_audio, num_frames):
+        # A count beyond the frames fed would read what is not there.
+        most = tf.minimum(tf.shape(rgb_and_audio)[1], data.max_frames)
+        available = tf.clip_by_value(tf.reshape(num_frames, [-1]), 0, most)
+        indices, taken = select_frames(available, data.frames, seed=None)
+        frames = tf.gather(rgb_and_audio, indices, batch_dims=1)
+        inputs = dict(zip(model.features, tf.split(frames, sizes, -1), strict=True))
+        logits = forward(model, inputs | {"num_frames": taken})["logits"]
+        return {"predictions": tf.sigmoid(logits)}
+
+    signature = serve.get_concrete_function(
+        tf.TensorSpec([None, None, sum(sizes)], tf.float32, "rgb_and_audio"),
+        tf.TensorSpec([None, 1], tf.int32, "num_frames"),
+    )
+    return _module(model), {"serving_default": signature}
+
+
+def _module(model: YT8MModel) -> tf.Module:
+    """The variables alone: Keras would add its own functions and metadata."""
     module = tf.Module()
     module.variables_of_model = [v.value for v in model.variables]
-    return module, signatures
+    return module
 
 
 def _input_specs(model: YT8MModel, data: DataConfig) -> dict[str, tf.TensorSpec]:

@@ -31,6 +31,7 @@ from yt8m.model import FrameLevelModel, YT8MModel
 CONFIG_FILE = "config.json"
 RECORD_FILE = "checkpoint.json"
 EXPORT_FILE = "export.json"  # in the directory of an export
+SEGMENT_CLASSES_FILE = "segment_label_ids.csv"  # classes that segments are rated for
 _REGISTRIES = ("frame_level_models", "video_level_models")
 
 

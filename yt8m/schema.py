@@ -14,6 +14,15 @@ VIDEO_FEATURES = {"mean_rgb": 1024, "mean_audio": 128}  # floats
 ID_KEYS = ("id", "video_id")
 LABELS_KEY = "labels"  # absent in the test split
 
+# Segments of the 2019 release: rated by people, one entry for each rated pair of a
+# segment and a class, in context lists of equal length.
+SEGMENT_FRAMES = 5
+SEGMENT_LABELS_KEY = "segment_labels"  # int64, the class
+SEGMENT_STARTS_KEY = "segment_start_times"  # int64, seconds: the first frame's number
+SEGMENT_ENDS_KEY = "segment_end_times"  # int64, seconds
+SEGMENT_SCORES_KEY = "segment_scores"  # float, 1 if the class is there, 0 if not
+MAX_SEGMENTS_PER_CLASS = 100_000  # of a submission in 2019
+
 # A byte q stands for q * DEQUANTIZE_SCALE + DEQUANTIZE_OFFSET, in [-1.992, 2.008].
 # The offset is half a bin of 4 / 256 above -2, as in the dataset's own reader:
 # models were trained on it, so it is kept to the bit.

@@ -2,8 +2,11 @@
 
     python eval.py --train_dir=/tmp/netvlad --eval_data_pattern='validate*.tfrecord' \\
         --run_once
+
+Flags of the model may be repeated; they are checked against the run, which knows them.
 """
 
+import dataclasses
 import time
 
 from absl import flags as absl_flags
@@ -18,6 +21,18 @@ def define(flags: shared.FlagValues) -> None:
     shared.batch_size(flags, 1024, "Videos in a batch; does not change the result.")
     shared.bad_records(flags)
     shared.top_k(flags, "Predictions of a video that enter GAP and mAP@k.")
+    shared.model(flags)
+    shared.eval_frames(flags)
+    shared.vocabulary(
+        flags,
+        "A vocabulary.csv: names the classes in the report, and adds its verticals.",
+    )
+    absl_flags.DEFINE_bool(
+        "bucketed_map",
+        False,
+        "Adds the mAP of the YouTube-8M paper, of scores in buckets of 1e-4.",
+        flag_values=flags,
+    )
     absl_flags.DEFINE_string(
         "eval_data_pattern", "", "Shards to score: globs.", flag_values=flags
     )
@@ -42,18 +57,24 @@ def define(flags: shared.FlagValues) -> None:
 def run(flags: shared.FlagValues) -> int:
     from yt8m import evaluation, runs
     from yt8m.data.index import RecordIndex
+    from yt8m.data.vocabulary import load_vocabulary
 
     shared.require(flags, "eval_data_pattern", "No data to score")
     directory = flags.train_dir.rstrip("/")
     config = runs.read_config(directory)
+    runs.load_registries(config.model.module)
+    shared.check_repeated(flags, config)
+    data, options = shared.evaluated_data(flags, config.data)
     reader = shared.reader(
         flags,
         "eval_data_pattern",
-        config.data,
+        dataclasses.replace(data, segments=flags.segment_labels),
         wanted_by=config.model.name,
         batch_size=flags.batch_size,
         index=RecordIndex(f"{directory}/records.json"),
+        **options,
     )
+    vocabulary = load_vocabulary(flags.vocabulary) if flags.vocabulary else None
     checkpoints, model, scored = runs.Checkpoints(directory), None, None
     while True:
         info = None
@@ -80,9 +101,11 @@ def run(flags: shared.FlagValues) -> int:
             exact_map_limit=flags.exact_map_limit,
             progress=True,
             per_class=True,
+            bucketed_map=flags.bucketed_map,
+            verticals=vocabulary.verticals if vocabulary else None,
         )
         print(f"step {info.step} | {evaluation.summary_line(metrics)}", flush=True)
-        evaluation.write_report(directory, info.step, metrics)
+        evaluation.write_report(directory, info.step, metrics, vocabulary)
         shared.report_left_out(reader)
         scored = info.step
         if flags.run_once:

@@ -4,8 +4,10 @@ Names and meanings are those of the YouTube-8M starter code wherever it has one.
 """
 
 import ast
+import dataclasses
 import json
 import logging
+import os
 from typing import Any
 
 from absl import flags as absl_flags
@@ -17,6 +19,8 @@ from yt8m.config import (
     SELECTION_METHODS,
     DataConfig,
     FrameSelection,
+    ModelConfig,
+    RunConfig,
     TrainingConfig,
 )
 from yt8m.errors import UserError
@@ -24,6 +28,30 @@ from yt8m.errors import UserError
 log = logging.getLogger("yt8m")
 
 FlagValues = absl_flags.FlagValues
+
+EVAL_FRAMES = ("even", "random", "all")
+
+# The starter code's and the 2017 winner's flags for what is an argument of a model
+# here: the argument, its type, and the models that have such a flag (None: all).
+_DBOF, _LSTM, _NETVLAD = ("DbofModel",), ("LstmModel",), ("NetVLADModel",)
+SPELLINGS: dict[str, tuple[str, type, tuple[str, ...] | None]] = {
+    "video_level_classifier_model": ("head", str, None),
+    "moe_num_mixtures": ("num_mixtures", int, None),
+    "moe_l2": ("l2_penalty", float, None),
+    "moe_prob_gating": ("gating_probabilities", bool, None),
+    "dbof_cluster_size": ("clusters", int, _DBOF),
+    "dbof_hidden_size": ("hidden_size", int, _DBOF),
+    "dbof_pooling_method": ("pooling", str, _DBOF),
+    "dbof_activation": ("activation", str, _DBOF),
+    "dbof_add_batch_norm": ("add_batch_norm", bool, _DBOF),
+    "lstm_cells": ("cells", int, _LSTM),
+    "lstm_layers": ("layers", int, _LSTM),
+    "netvlad_cluster_size": ("clusters", int, _NETVLAD),
+    "netvlad_hidden_size": ("hidden_size", int, _NETVLAD),
+    "netvlad_relu": ("relu", bool, _NETVLAD),
+    "netvlad_add_batch_norm": ("add_batch_norm", bool, _NETVLAD),
+    "gating": ("gating", bool, _NETVLAD),
+}
 
 
 def train_dir(flags: FlagValues, help: str = "The run directory.") -> None:
@@ -114,6 +142,26 @@ def report_left_out(*readers) -> None:
         log.warning("%d bad record(s) were left out; each is named above.", count)
 
 
+def segment_labels(flags: FlagValues, help: str) -> None:
+    absl_flags.DEFINE_bool("segment_labels", False, help, flag_values=flags)
+
+
+def eval_frames(flags: FlagValues) -> None:
+    absl_flags.DEFINE_enum(
+        "eval_frames",
+        "even",
+        EVAL_FRAMES,
+        "Which frames of a video are taken, if the model was trained on some of them: "
+        "as many, evenly spaced; as many, drawn as in training but always the same; "
+        "or all.",
+        flag_values=flags,
+    )
+
+
+def vocabulary(flags: FlagValues, help: str) -> None:
+    absl_flags.DEFINE_string("vocabulary", None, help, flag_values=flags)
+
+
 def model(flags: FlagValues) -> None:
     """Flags that choose the model and its input."""
     string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
@@ -163,6 +211,7 @@ def model(flags: FlagValues) -> None:
         0,
         flag_values=flags,
     )
+    absl_flags.DEFINE_alias("iterations", "frames", flag_values=flags)
     absl_flags.DEFINE_enum(
         "frame_selection",
         None,
@@ -177,6 +226,27 @@ def model(flags: FlagValues) -> None:
         0,
         flag_values=flags,
     )
+    absl_flags.DEFINE_bool(
+        "sample_random_frames",
+        None,
+        "True is --frame_selection=random, False is --frame_selection=contiguous.",
+        flag_values=flags,
+    )
+    segment_labels(flags, "Examples are the rated segments of 5 frames, not videos.")
+    define = {
+        str: absl_flags.DEFINE_string,
+        int: absl_flags.DEFINE_integer,
+        float: absl_flags.DEFINE_float,
+        bool: absl_flags.DEFINE_bool,
+    }
+    for name, (argument, kind, models) in SPELLINGS.items():
+        owner = f" of {', '.join(models)}" if models else ""
+        define[kind](
+            name,
+            None,
+            f"A spelling of --model_args={argument}=...{owner}.",
+            flag_values=flags,
+        )
 
 
 def training(flags: FlagValues) -> None:
@@ -228,6 +298,9 @@ def training(flags: FlagValues) -> None:
     )
     number("save_checkpoint_minutes", "Minutes between checkpoints; 0: off.")
     integer("save_checkpoint_steps", "Steps between checkpoints; 0: off.")
+    absl_flags.DEFINE_alias(
+        "export_model_steps", "save_checkpoint_steps", flag_values=flags
+    )
     integer("keep_checkpoints", "Latest checkpoints kept, beside the best.", 1)
     integer("eval_steps", "Steps between validations; 0: at the end only.")
     integer("log_steps", "Steps between reports.", 1)
@@ -319,6 +392,87 @@ def parse_features(names: str, sizes: str | None) -> dict[str, int]:
     return dict(zip(listed, numbers, strict=True))
 
 
+def model_args(flags: FlagValues) -> dict[str, Any]:
+    """The arguments of the model in --model_args and in the flags that spell them.
+
+    Raises:
+        UserError: a flag of another model, or an argument given twice.
+    """
+    args = parse_arguments(flags.model_args or "", "--model_args")
+    origin = dict.fromkeys(args, "--model_args")
+    for name, (argument, _, models) in SPELLINGS.items():
+        if flags[name].value is None:
+            continue
+        if models and flags.model not in models:
+            raise UserError(
+                f"--{name} is a flag of {', '.join(models)}, not of {flags.model}; "
+                "--list_models shows the arguments of each."
+            )
+        if argument in args:
+            raise UserError(f"{origin[argument]} and --{name} both set {argument}.")
+        args[argument], origin[argument] = flags[name].value, f"--{name}"
+    return args
+
+
+def any_model_args_given(flags: FlagValues) -> bool:
+    """Whether the user (or a recipe) set an argument of the model."""
+    return any(given(flags, name) for name in ("model_args", *SPELLINGS))
+
+
+def model_config(flags: FlagValues, stored: ModelConfig | None) -> ModelConfig:
+    """The model of the flags; what is not given is as `stored`."""
+    args = model_args(flags)
+    if stored and stored.name == flags.model and not any_model_args_given(flags):
+        args = stored.args
+    module = flags.model_module
+    return ModelConfig(flags.model, args, module and os.path.abspath(module))
+
+
+def take_over(flags: FlagValues, stored: RunConfig) -> None:
+    """Flags that were not given get the values of a run."""
+    values = {
+        **dataclasses.asdict(stored.training),
+        "model": stored.model.name,
+        "model_module": stored.model.module,
+        "num_classes": stored.data.num_classes,
+        "max_frames": stored.data.max_frames,
+        "segment_labels": stored.data.segments,
+    }
+    for name, value in values.items():
+        if name in flags and not given(flags, name) and name != "optimizer_args":
+            flags[name].value = value
+
+
+def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
+    """Checks flags of the model that are given again for a run that knows them.
+
+    Raises:
+        UserError: one differs from the run's; names both values.
+    """
+    segments = flags.segment_labels  # of this command, not of the run
+    take_over(flags, stored)
+    flags.segment_labels = segments
+    data = dataclasses.replace(stored.data, segments=False)
+    again = dataclasses.replace(
+        stored,
+        model=model_config(flags, stored.model),
+        data=dataclasses.replace(data_config(flags, data), segments=False),
+    )
+    dataclasses.replace(stored, data=data).refuse_changes(again)
+
+
+def evaluated_data(flags: FlagValues, data: DataConfig) -> tuple[DataConfig, dict]:
+    """What evaluation and inference read of a run's data, by --eval_frames.
+
+    Returns:
+        The configuration, and the options that the reader gets for it.
+    """
+    if flags.eval_frames == "all":
+        every = FrameSelection(skip_first=data.frames.skip_first)
+        return dataclasses.replace(data, frames=every), {}
+    return data, {"frame_seed": 0} if flags.eval_frames == "random" else {}
+
+
 def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
     """The `DataConfig` of the flags; what is not given comes from `default`."""
     wanted = default.features
@@ -326,9 +480,16 @@ def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
         wanted = parse_features(flags.feature_names, flags.feature_sizes)
     elif flags.feature_sizes:
         raise UserError("--feature_sizes is given without --feature_names.")
+    method = flags.frame_selection
+    if flags.sample_random_frames is not None:
+        if method:
+            raise UserError(
+                "--sample_random_frames and --frame_selection say the same; give one."
+            )
+        method = "random" if flags.sample_random_frames else "contiguous"
     frames = {
         "count": default.frames.count if flags.frames is None else flags.frames or None,
-        "method": flags.frame_selection or default.frames.method,
+        "method": method or default.frames.method,
         "skip_first": default.frames.skip_first
         if flags.skip_first_frames is None
         else flags.skip_first_frames,
@@ -347,6 +508,7 @@ def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
         max_frames=flags.max_frames,
         frames=FrameSelection(**frames),
         float_features=default.float_features,
+        segments=flags.segment_labels,
     )
 
 

@@ -4,7 +4,8 @@
     yt8m synthesize --output_dir=/tmp/data/test --num_videos=500 --split=test
 
 Splits of one seed hold different videos of the same classes. classes.csv, beside the
-shards, tells each class's kind.
+shards, tells each class's kind. With --segments, about five segments of each video
+are rated, as in the validation set of 2019; those of the test split are not.
 """
 
 from absl import flags as absl_flags
@@ -31,6 +32,9 @@ def define(flags: shared.FlagValues) -> None:
         ["frame", "video"],
         "Frames or their means.",
         flag_values=flags,
+    )
+    absl_flags.DEFINE_bool(
+        "segments", False, "Add rated segments of 5 frames.", flag_values=flags
     )
     absl_flags.DEFINE_integer(
         "num_videos", 1000, "Number of videos.", 1, flag_values=flags
@@ -83,6 +87,7 @@ def run(flags: shared.FlagValues) -> int:
         num_videos=flags.num_videos,
         num_shards=flags.num_shards,
         level=flags.level,
+        segments=flags.segments,
     )
     print(
         f"{flags.num_videos} {flags.level}-level videos of {config.num_classes} "

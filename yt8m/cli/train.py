@@ -8,12 +8,11 @@ Running the same command again resumes the run. Ctrl-C and SIGTERM save first.
 
 import dataclasses
 import logging
-import os
 
 from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
-from yt8m.config import ModelConfig, RunConfig
+from yt8m.config import RunConfig
 
 log = logging.getLogger("yt8m")
 
@@ -27,6 +26,15 @@ def define(flags: shared.FlagValues) -> None:
         "start_new_model",
         False,
         "Moves an earlier run in --train_dir aside and starts anew.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_integer(
+        "num_gpu", 1, "GPUs to train on, at most.", 1, flag_values=flags
+    )
+    absl_flags.DEFINE_bool(
+        "log_device_placement",
+        False,
+        "Logs the device of every operation.",
         flag_values=flags,
     )
     absl_flags.DEFINE_bool(
@@ -52,11 +60,16 @@ def run(flags: shared.FlagValues) -> int:
         return 0
 
     import keras
+    import tensorflow as tf
 
     from yt8m.data.index import RecordIndex
     from yt8m.training.loop import Trainer
     from yt8m.training.strategy import create_strategy
 
+    if flags.log_device_placement:
+        tf.debugging.set_log_device_placement(True)
+    if flags.num_gpu > 1:
+        log.warning("--num_gpu=%d: one device is used.", flags.num_gpu)
     directory = flags.train_dir.rstrip("/")
     runs.refuse_foreign(directory)
     resuming = runs.is_run(directory) and not flags.start_new_model
@@ -126,44 +139,26 @@ def _resumed_config(flags: shared.FlagValues, directory: str) -> RunConfig:
 
     stored = runs.read_config(directory)
     runs.load_registries(stored.model.module)
-    _take_over(flags, stored)
+    shared.take_over(flags, stored)
     config = _config(flags, stored)
     for change in stored.refuse_changes(config):
         log.warning("Changed since the run was started: %s", change)
     return config
 
 
-def _take_over(flags: shared.FlagValues, stored: RunConfig) -> None:
-    """Flags that were not given keep the values that the run was started with."""
-    stored_values = {
-        **dataclasses.asdict(stored.training),
-        "model": stored.model.name,
-        "model_module": stored.model.module,
-        "num_classes": stored.data.num_classes,
-        "max_frames": stored.data.max_frames,
-    }
-    for name, value in stored_values.items():
-        if not shared.given(flags, name) and name != "optimizer_args":
-            flags[name].value = value
-
-
 def _config(flags: shared.FlagValues, stored: RunConfig | None) -> RunConfig:
     from yt8m import registry, runs
 
     registry.get(flags.model)  # an unknown name is the first thing to say
-    args = shared.parse_arguments(flags.model_args, "--model_args")
     same_model = stored is not None and stored.model.name == flags.model
-    if same_model and not shared.given(flags, "model_args"):
-        args = stored.model.args
     default = stored.data if same_model else runs.default_data_config(flags.model)
     training = shared.training_config(flags)
     if stored is not None and not shared.given(flags, "optimizer_args"):
         training = dataclasses.replace(
             training, optimizer_args=stored.training.optimizer_args
         )
-    module = flags.model_module
     return RunConfig(
-        model=ModelConfig(flags.model, args, module and os.path.abspath(module)),
+        model=shared.model_config(flags, stored.model if stored else None),
         data=shared.data_config(flags, default),
         training=training,
     )

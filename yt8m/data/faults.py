@@ -8,18 +8,27 @@ import tensorflow as tf
 from yt8m.config import DataConfig
 from yt8m.data.files import describe
 from yt8m.data.records import Record, decode_record, parse_batch, read_id
+from yt8m.data.segments import cut, rated_cells
 from yt8m.errors import DataError
 
 
 def find_fault(
     serialized: bytes, config: DataConfig, float_features: Collection[str] = ()
 ) -> tuple[str, str | None]:
-    """The record's id, as far as it is known, and its fault; None if it parses."""
+    """The record's id, as far as it is known, and its fault; None if it parses.
+
+    If segments are wanted, the record is the video's, uncut; it parses if each of its
+    rated segments does.
+    """
     video_id = read_id(serialized)
     try:
-        parse_batch(tf.constant([serialized]), config, float_features=float_features)
+        examples = cut(serialized) if config.segments else [serialized]
+        if examples:
+            parse_batch(tf.constant(examples), config, float_features=float_features)
+    except DataError as e:
+        reason = str(e)
     except tf.errors.OpError as e:
-        parser_says = e.message.splitlines()[0]
+        reason = f"it cannot be parsed: {e.message.splitlines()[0]}"
     else:
         return video_id, None
     if not serialized:
@@ -28,10 +37,12 @@ def find_fault(
         record = decode_record(serialized)
     except DataError as e:
         return video_id, str(e)
-    fault = _wrong_features(record, config, float_features) or _wrong_labels(
-        record, config.num_classes
-    )
-    return video_id, fault or f"it cannot be parsed: {parser_says}"
+    fault = _wrong_features(record, config, float_features)
+    if not fault and config.segments:
+        fault = _wrong_segments(record, config)
+    elif not fault:
+        fault = _wrong_labels(record.labels or [], config.num_classes, "label")
+    return video_id, fault or reason
 
 
 def _wrong_features(
@@ -69,11 +80,22 @@ def _wrong_features(
     return None
 
 
-def _wrong_labels(record: Record, num_classes: int) -> str | None:
-    for label in record.labels or []:
+def _wrong_segments(record: Record, config: DataConfig) -> str | None:
+    if record.segments is None:
+        return None
+    first = next(iter(config.features))
+    try:
+        rated_cells(record.segments, len(record.features[first]))
+    except DataError as e:
+        return str(e)
+    return _wrong_labels(record.segments.labels, config.num_classes, "segment label")
+
+
+def _wrong_labels(labels: list[int], num_classes: int, what: str) -> str | None:
+    for label in labels:
         if not 0 <= label < num_classes:
             return (
-                f"label {label} is outside 0..{num_classes - 1} "
+                f"{what} {label} is outside 0..{num_classes - 1} "
                 f"(--num_classes={num_classes})"
             )
     return None

@@ -56,30 +56,6 @@ def list_files(pattern: str, flag: str) -> list[str]:
     return sorted(files)
 
 
-def read_record(path: str, offset: int) -> bytes:
-    """The record that starts at byte `offset`, its checksums verified."""
-    start = tf.data.Dataset.from_tensors((path, offset))
-    return next(iter(start.flat_map(records_from).take(1))).numpy()
-
-
-def records_from(
-    path: tf.Tensor, offset: tf.Tensor, buffer_size: int | tf.Tensor = 0
-) -> tf.data.Dataset:
-    """The records of a file from byte `offset` on, their checksums verified.
-
-    To be called by a function of `flat_map` or `interleave` only.
-    """
-    # The public class cannot start within a file; the operation can, but does not
-    # survive as the source of a whole dataset: its graph loses the offsets.
-    variant = tf.raw_ops.TFRecordDatasetV2(
-        filenames=[path],
-        compression_type="",
-        buffer_size=tf.cast(buffer_size, tf.int64),
-        byte_offsets=[tf.cast(offset, tf.int64)],
-    )
-    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
-
-
 def sniff(path: str) -> Sniffed | None:
     """Reads the first record that can be read and has frames.
 
@@ -100,7 +76,7 @@ def sniff(path: str) -> Sniffed | None:
     sniffed = None
     for offset in index.first_offsets(path, _SNIFFED_RECORDS):
         try:
-            record = decode_record(read_record(path, offset))
+            record = decode_record(index.read_record(path, offset))
         except (DataError, tf.errors.OpError):
             continue
         kinds = {

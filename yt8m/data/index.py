@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 
+from yt8m.data import segments
+from yt8m.errors import DataError
+
 _HEADER, _FOOTER = 12, 4
 _THREADS = 16  # the time goes by in waiting for the disk or the network
 _SEARCH_BYTES = 1 << 22
@@ -55,7 +58,7 @@ class RecordIndex:
 
     def __init__(self, cache_file: str | None = None):
         self._cache_file = cache_file
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, int | list[int]] = {}
         self.damaged: dict[str, Shard] = {}
         if cache_file:
             try:
@@ -66,13 +69,34 @@ class RecordIndex:
 
     def counts(self, files: Iterable[str]) -> list[int]:
         """The number of records of each file, unreadable stretches counted as one."""
-        files = list(files)
+        return self._map(self._count, files)
+
+    def segment_counts(self, files: Iterable[str]) -> list[np.ndarray]:
+        """The number of examples of each record of each file, if these are segments.
+
+        All records are read once. One that cannot be read, or that cannot be cut,
+        counts as one example.
+        """
+        return [np.asarray(c) for c in self._map(self._count_segments, files)]
+
+    def _map(self, count, files: Iterable[str]) -> list:
         before = len(self._counts)
         with ThreadPoolExecutor(_THREADS) as pool:
-            counts = list(pool.map(self._count, files))
+            counts = list(pool.map(count, files))
         if len(self._counts) != before:
             self.save()
         return counts
+
+    def _count_segments(self, path: str) -> list[int]:
+        key = f"{_key(path)} segments"
+        if key not in self._counts:
+            shard = scan(path)
+            counts = _segments_of(shard)
+            if shard.faults:
+                self.damaged[path] = shard
+                return counts
+            self._counts[key] = counts
+        return self._counts[key]
 
     def _count(self, path: str) -> int:
         key = _key(path)
@@ -100,6 +124,59 @@ class RecordIndex:
 def _key(path: str) -> str:
     stat = tf.io.gfile.stat(path)
     return f"{path} {stat.length} {stat.mtime_nsec}"
+
+
+def cut_or_whole(serialized: bytes) -> list[bytes]:
+    """The rated segments of a record; if it cannot be cut, the record itself.
+
+    So a record with a fault keeps a place in the order, where parsing it will fail.
+    """
+    try:
+        return segments.cut(serialized)
+    except DataError:
+        return [serialized]
+
+
+def _segments_of(shard: Shard) -> list[int]:
+    """The number of examples of each record of `shard`."""
+    if not shard.faults:
+        try:
+            records = tf.data.TFRecordDataset(shard.path, buffer_size=1 << 20)
+            return [len(cut_or_whole(r)) for r in records.as_numpy_iterator()]
+        except tf.errors.DataLossError:
+            pass
+    counts = []
+    for offset in shard.offsets.tolist():
+        try:
+            record = read_record(shard.path, offset) if offset >= 0 else None
+        except tf.errors.DataLossError:
+            record = None
+        counts.append(1 if record is None else len(cut_or_whole(record)))
+    return counts
+
+
+def read_record(path: str, offset: int) -> bytes:
+    """The record that starts at byte `offset`, its checksums verified."""
+    start = tf.data.Dataset.from_tensors((path, offset))
+    return next(iter(start.flat_map(records_from).take(1))).numpy()
+
+
+def records_from(
+    path: tf.Tensor, offset: tf.Tensor, buffer_size: int | tf.Tensor = 0
+) -> tf.data.Dataset:
+    """The records of a file from byte `offset` on, their checksums verified.
+
+    To be called by a function of `flat_map` or `interleave` only.
+    """
+    # The public class cannot start within a file; the operation can, but does not
+    # survive as the source of a whole dataset: its graph loses the offsets.
+    variant = tf.raw_ops.TFRecordDatasetV2(
+        filenames=[path],
+        compression_type="",
+        buffer_size=tf.cast(buffer_size, tf.int64),
+        byte_offsets=[tf.cast(offset, tf.int64)],
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 
 
 def sizes(files: Iterable[str]) -> list[int]:

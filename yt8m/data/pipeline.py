@@ -4,6 +4,10 @@ The order of the records is that of `yt8m.data.order`: a function of the seed, t
 epoch and the files. A batch is a range of positions in that order, so that a run can
 resume at any batch, and a bad record that is left out keeps its position: its batch
 is smaller by one, and no other batch changes.
+
+An example is a record, or, with `DataConfig.segments`, one of its rated segments: each
+record is then cut as it is read, so that the shuffle holds segments. A record has as
+many places in the order as it has examples; one that cannot be cut has one.
 """
 
 import functools
@@ -16,17 +20,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from yt8m import schema
 from yt8m.config import DataConfig
 from yt8m.data import order
 from yt8m.data.faults import find_fault
-from yt8m.data.files import (
-    check_files,
-    list_files,
+from yt8m.data.files import check_files, list_files, sniff_first
+from yt8m.data.index import (
+    RecordIndex,
+    Shard,
+    cut_or_whole,
     read_record,
     records_from,
-    sniff_first,
+    scan,
 )
-from yt8m.data.index import RecordIndex, Shard, scan
 from yt8m.data.records import parse_batch
 from yt8m.errors import DataError
 
@@ -34,11 +40,11 @@ log = logging.getLogger("yt8m")
 
 __all__ = ["BadRecord", "Reader", "check_files", "list_files"]
 
-_WINDOW = {"frame": 1024, "video": 16384}
+_WINDOW = {"frame": 1024, "video": 16384, "segment": 16384}
 _BUFFER_BYTES = 1 << 20
 _EXAMINED_AT_ONCE = 256
 _MOST_PARSERS = 8  # each holds a batch
-_LEFT_OUT = b"\0"  # in place of a record; no protobuf begins with a zero
+_LEFT_OUT = b"\0"  # in place of an example; no protobuf begins with a zero
 
 
 @dataclass(frozen=True)
@@ -58,24 +64,27 @@ class BadRecord:
 class Reader:
     """Batches of records from TFRecord files, in an order that can be resumed.
 
-    Memory: the shuffle buffer holds `shuffle_window` serialized records, about
-    270 KB each at frame level (280 MB by default) and 4.7 KB at video level (77 MB);
+    Memory: the shuffle buffer holds `shuffle_window` serialized examples, about
+    270 KB each at frame level (280 MB by default), 4.7 KB at video level (77 MB) and
+    6 KB for segments (100 MB);
     beside it two batches of records, two parsed ones, and one for each core (eight
     at most) are under way.
 
     Args:
         files: paths of TFRecord files; evaluation reads them in this order.
         config: what is read of each record.
-        batch_size: records in a batch, B.
+        batch_size: examples in a batch, B.
         seed: of the order and of random frames. None reads in file order and takes
             evenly spaced frames, as evaluation does.
         num_epochs: passes over the files; None is endless.
         on_bad_record: `"fail"` raises a `DataError` that names the record; `"skip"`
             leaves it out, warns, and adds it to `bad_records`.
         index: counts of records; kept in memory by default.
-        shuffle_window: records among which a record is drawn; None for 1,024 at frame
-            level, 16,384 at video level.
+        shuffle_window: examples among which one is drawn; None for 1,024 frame-level
+            records, 16,384 video-level ones or segments.
         static_frames: pad to a T that is the same for all batches.
+        frame_seed: of random frames, where it is not `seed`; the draws depend on the
+            number of the batch.
         num_readers: files read at the same time, where that pays: for records that
             come over the network, and on half of the cores for local frames.
 
@@ -97,6 +106,7 @@ class Reader:
         shuffle_window: int | None = None,
         static_frames: bool = False,
         num_readers: int = 8,
+        frame_seed: int | None = None,
     ):
         if on_bad_record not in ("fail", "skip"):
             raise ValueError(
@@ -105,10 +115,12 @@ class Reader:
             )
         self.files, self.config, self.batch_size = list(files), config, batch_size
         self.bad_records: list[BadRecord] = []
-        self._seed, self._num_epochs = seed, num_epochs
+        self._frame_seed = seed if frame_seed is None else frame_seed
+        self._num_epochs = num_epochs
         self._skip = on_bad_record == "skip"
         self._index = index or RecordIndex()
-        window = shuffle_window or _WINDOW[config.level]
+        kind = "segment" if config.segments else config.level
+        window = shuffle_window or _WINDOW[kind]
         self._order = order.Order(len(self.files), seed, window)
         self._static_frames = static_frames
         _, sniffed = sniff_first(self.files)
@@ -120,13 +132,14 @@ class Reader:
         # A local record of frames is read straight into its place: one copy less.
         whole = config.level == "frame" and not remote
         self._buffer_bytes = 0 if whole else _BUFFER_BYTES
-        # Of the files in which records are left out: where all records start.
+        # Of the files in which examples are left out: where all records start.
         self._shards: dict[int, Shard] = {}
         self._left_out: dict[int, set[int]] = {}
+        self._segments: list[np.ndarray] = []  # of each file: examples of each record
 
     @property
     def num_examples(self) -> int:
-        """Records in the files; counted when first asked for."""
+        """Examples in the files; counted when first asked for."""
         return int(self._counts.sum())
 
     @property
@@ -203,7 +216,7 @@ class Reader:
         return batches.prefetch(2).with_options(options)
 
     def _records(self, first: int) -> tf.data.Dataset:
-        """The serialized records from position `first` of the order on."""
+        """The serialized examples from position `first` of the order on."""
         per_epoch = self._order.groups_per_epoch
         end = np.iinfo(np.int64).max
         if self._num_epochs is not None:
@@ -226,12 +239,15 @@ class Reader:
     def _groups(
         self, first: int, end: int, given: np.ndarray | None = None
     ) -> tf.data.Dataset:
-        """The records of the groups `first` .. `end` - 1, without those `given`."""
+        """The examples of the groups `first` .. `end` - 1, without those `given`."""
         left_out = {file: set(numbers) for file, numbers in self._left_out.items()}
         for file, number in () if given is None else given.tolist():
             left_out.setdefault(file, set()).add(number)
         read = functools.partial(
-            _read_file, tf.constant(self.files), self._buffer_bytes
+            _read_file,
+            tf.constant(self.files),
+            self._buffer_bytes,
+            cut=self.config.segments,
         )
         if left_out:
             read = functools.partial(read, runs=self._runs(left_out))
@@ -252,8 +268,8 @@ class Reader:
         if self._left_out:
             serialized = tf.boolean_mask(serialized, serialized != _LEFT_OUT)
         seed = None
-        if self._seed is not None:
-            seed = order.draw_seed(self._seed, order.FRAMES, number)
+        if self._frame_seed is not None:
+            seed = order.draw_seed(self._frame_seed, order.FRAMES, number)
         return parse_batch(
             serialized,
             self.config,
@@ -265,65 +281,101 @@ class Reader:
     def _runs(self, left_out: dict[int, set[int]]) -> tf.RaggedTensor:
         """For each file its runs of records to read: int64 [files, runs, 4]."""
         runs = [
-            _find_runs(self._shard(file), left_out[file])
+            _find_runs(self._shard(file), self._examples(file), left_out[file])
             if left_out.get(file)
             else [(0, -1, self._buffer_bytes, 0)]
             for file in range(len(self.files))
         ]
         return tf.ragged.constant(runs, tf.int64, ragged_rank=1, inner_shape=(4,))
 
-    def _examine(self, records: np.ndarray):
-        """Reports those of `records` (file and number) that are bad."""
-        for start in range(0, len(records), _EXAMINED_AT_ONCE):
-            readable = list(self._read(records[start : start + _EXAMINED_AT_ONCE]))
+    def _examine(self, examples: np.ndarray):
+        """Reports the bad records among those of `examples` (file and number)."""
+        for start in range(0, len(examples), _EXAMINED_AT_ONCE):
+            readable = list(self._read(examples[start : start + _EXAMINED_AT_ONCE]))
             options = {"float_features": self.float_features}
             try:
-                serialized = tf.constant([r for _, _, r in readable], tf.string)
-                parse_batch(serialized, self.config, **options)
+                serialized = [
+                    example
+                    for _, _, record in readable
+                    for example in (
+                        cut_or_whole(record) if self.config.segments else [record]
+                    )
+                ]
+                parse_batch(tf.constant(serialized, tf.string), self.config, **options)
             except tf.errors.InvalidArgumentError:
                 for file, number, record in readable:
                     video_id, fault = find_fault(record, self.config, **options)
                     if fault:
                         self._report(file, number, video_id, fault)
 
-    def _read(self, records: np.ndarray) -> Iterator[tuple[int, int, bytes]]:
-        """File, number and data of the records that can be read; reports the others."""
-        for file, number in records.tolist():
-            if number in self._left_out.get(file, ()):
-                continue
-            offset = int(self._shard(file).offsets[number])
+    def _read(self, examples: np.ndarray) -> Iterator[tuple[int, int, bytes]]:
+        """File, number and data of the records of `examples` that can be read, each
+        once; reports the others."""
+        records: dict[tuple[int, int], None] = {}
+        for file, number in examples.tolist():
+            if number not in self._left_out.get(file, ()):
+                records[file, self._record_of(file, number)] = None
+        for file, record in records:
+            offset = int(self._shard(file).offsets[record])
             try:
-                yield file, number, read_record(self.files[file], offset)
+                yield file, record, read_record(self.files[file], offset)
             except tf.errors.DataLossError:
-                self._report(file, number, "", "the record is corrupted (checksum)")
+                self._report(file, record, "", "the record is corrupted (checksum)")
 
     def _shard(self, file: int) -> Shard:
         if file not in self._shards:
             self._shards[file] = scan(self.files[file])
         return self._shards[file]
 
-    def _report(self, file: int, number: int, video_id: str, fault: str):
+    def _examples(self, file: int) -> np.ndarray:
+        """The number of examples of each record."""
+        if self.config.segments:
+            return self._segments[file]
+        return np.ones(self._shard(file).count, np.int64)
+
+    def _record_of(self, file: int, example: int) -> int:
+        """The record of the file's example number `example`."""
+        if not self.config.segments:
+            return example
+        ends = np.cumsum(self._segments[file])
+        return int(np.searchsorted(ends, example, side="right"))
+
+    def _report(self, file: int, record: int, video_id: str, fault: str):
         """Leaves a record out, or raises, as `on_bad_record` says."""
         left_out = self._left_out.setdefault(file, set())
-        if number in left_out:
+        first, count = record, 1
+        if self.config.segments:
+            examples = self._segments[file]
+            first = int(examples[:record].sum())
+            count = int(examples[record]) if record < len(examples) else 1
+        if first in left_out:
             return
-        bad = BadRecord(self.files[file], number, video_id, fault)
+        bad = BadRecord(self.files[file], record, video_id, fault)
         if not self._skip:
             raise DataError(f"{bad}. --on_bad_record=skip leaves such records out.")
         log.warning("Left out: %s.", bad)
-        left_out.add(number)
+        left_out.update(range(first, first + count))
         self.bad_records.append(bad)
 
     @functools.cached_property
     def _counts(self) -> np.ndarray:
-        """The number of records of each file."""
-        counts = np.asarray(self._index.counts(self.files), np.int64)
+        """The number of examples of each file."""
+        if self.config.segments:
+            self._segments = self._index.segment_counts(self.files)
+            counts = np.asarray([c.sum() for c in self._segments], np.int64)
+        else:
+            counts = np.asarray(self._index.counts(self.files), np.int64)
         for file, path in enumerate(self.files):
             if path in self._index.damaged:
                 for number, fault in self._index.damaged[path].faults.items():
                     self._report(file, number, "", fault)
         if not counts.sum():
-            raise DataError(f"{self.files[0]} and all other files hold no record.")
+            raise DataError(
+                f"{self.files[0]} and all other files hold no rated segment (they have "
+                f"no {schema.SEGMENT_LABELS_KEY}); leave out --segment_labels."
+                if self.config.segments
+                else f"{self.files[0]} and all other files hold no record."
+            )
         return counts
 
 
@@ -332,36 +384,67 @@ def _read_file(
     buffer_bytes: int,
     file: tf.Tensor,
     runs: tf.RaggedTensor | None = None,
+    cut: bool = False,
 ) -> tf.data.Dataset:
-    """The records of a file, with `_LEFT_OUT` in the place of those outside `runs`."""
+    """The examples of a file, with `_LEFT_OUT` in place of those outside `runs`."""
     path = files[file]
+
+    def examples(records):
+        return records.flat_map(_cut_record) if cut else records
+
     if runs is None:
-        return records_from(path, 0, buffer_bytes)
+        return examples(records_from(path, 0, buffer_bytes))
 
     def read_run(run):
         left_out = tf.data.Dataset.from_tensors(_LEFT_OUT).repeat(run[3])
-        return records_from(path, run[0], run[2]).take(run[1]).concatenate(left_out)
+        records = records_from(path, run[0], run[2]).take(run[1])
+        return examples(records).concatenate(left_out)
 
     return tf.data.Dataset.from_tensor_slices(runs[file]).flat_map(read_run)
 
 
-def _find_runs(shard: Shard, left_out: set[int]) -> list[tuple[int, int, int, int]]:
+def _cut_record(record: tf.Tensor) -> tf.data.Dataset:
+    """The rated segments of a record."""
+
+    def cut(serialized: bytes) -> np.ndarray:
+        return np.array(cut_or_whole(serialized), object)
+
+    found = tf.numpy_function(cut, [record], tf.string)
+    return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(found, [None]))
+
+
+def _find_runs(
+    shard: Shard, examples: np.ndarray, left_out: set[int]
+) -> list[tuple[int, int, int, int]]:
     """The stretches of records to read between those that are left out.
+
+    Args:
+        shard: where its records start.
+        examples: the number of examples of each record.
+        left_out: numbers of the examples that are left out; a record is, when all of
+            its examples are.
 
     Returns:
         For each stretch the byte at which it starts, its number of records, the
-        bytes to read at once, and how many left out records follow it.
+        bytes to read at once, and how many left out examples follow it.
     """
-    kept = np.ones(shard.count, bool)
-    kept[[number for number in left_out if number < shard.count]] = False
+    ends = np.cumsum(examples)
+    total = int(ends[-1]) if len(ends) else 0
+    wanted = np.ones(total + 1, np.int64)
+    wanted[[number for number in left_out if number < total]] = 0
+    before = np.concatenate([[0], np.cumsum(wanted[:total])])
+    kept = before[ends] > before[ends - examples]
     edges = np.flatnonzero(np.diff(kept, prepend=False, append=False))
-    starts, ends = edges[::2], edges[1::2]
+    starts, stops = edges[::2], edges[1::2]
+    # The examples of the records 0 .. n - 1.
+    through = np.concatenate([[0], ends])
     next_starts = np.append(starts, shard.count)
-    runs = [(0, 0, 0, int(next_starts[0]))]
-    for start, end, next_start in zip(starts, ends, next_starts[1:], strict=True):
+    runs = [(0, 0, 0, int(through[next_starts[0]]))]
+    for start, stop, next_start in zip(starts, stops, next_starts[1:], strict=True):
         offset = int(shard.offsets[start])
         # A stretch may be one record: a large buffer would read its neighbours.
-        stop = int(shard.offsets[end]) if end < shard.count else -1
-        size = min(stop - offset, _BUFFER_BYTES) if stop > 0 else _BUFFER_BYTES
-        runs.append((offset, int(end - start), size, int(next_start - end)))
+        end = int(shard.offsets[stop]) if stop < shard.count else -1
+        size = min(end - offset, _BUFFER_BYTES) if end > 0 else _BUFFER_BYTES
+        following = int(through[next_start] - through[stop])
+        runs.append((offset, int(stop - start), size, following))
     return runs

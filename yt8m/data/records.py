@@ -4,7 +4,9 @@ A video-level record is a `tf.train.Example` of float lists; a frame-level recor
 `tf.train.SequenceExample` whose feature lists hold one entry a frame: a string of
 `size` bytes, or a float list of `size`. Both carry the video's id and, outside the
 test split, its labels. `_KINDS` says for each kind of feature how it is written and
-how it is parsed. The letters: B records, T frames, C classes.
+how it is parsed. A frame-level record may have rated segments, which
+`yt8m.data.segments` cuts into records of their own; those are parsed here too. The
+letters: B records, T frames, C classes.
 """
 
 import os
@@ -21,6 +23,10 @@ from yt8m.data.frames import select_frames
 from yt8m.errors import DataError
 
 Batch = dict[str, tf.Tensor]
+
+# The first frame's number, in the record of one segment; its ratings are under the
+# same keys as in the video's record.
+CUT_START_KEY = "segment_start"
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,34 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
+class SegmentRatings:
+    """The lists of a record's rated segments, as they stand in it.
+
+    Well formed, they are of equal length: an entry for each pair of a segment and a
+    class. `yt8m.data.segments` checks them.
+
+    Attributes:
+        labels: the class.
+        starts: the segment's first frame, in seconds.
+        ends: where it ends, in seconds; may be empty.
+        scores: 1 if the segment shows the class, else 0.
+    """
+
+    labels: list[int]
+    starts: list[int]
+    ends: list[int]
+    scores: list[float]
+
+
+_RATING_KEYS = {
+    "labels": schema.SEGMENT_LABELS_KEY,
+    "starts": schema.SEGMENT_STARTS_KEY,
+    "ends": schema.SEGMENT_ENDS_KEY,
+    "scores": schema.SEGMENT_SCORES_KEY,
+}
+
+
+@dataclass(frozen=True)
 class Record:
     """A decoded record.
 
@@ -60,6 +94,7 @@ class Record:
         labels: sorted; None if the record has no such key (the test split).
         features: arrays [T, size] at frame level, [size] at video level; uint8 or
             float32.
+        segments: the ratings of its segments; None if it has none of their keys.
     """
 
     id: str
@@ -67,6 +102,7 @@ class Record:
     level: str
     labels: list[int] | None
     features: dict[str, np.ndarray]
+    segments: SegmentRatings | None = None
 
 
 def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
@@ -91,6 +127,7 @@ def encode_frame_record(
     features: dict[str, np.ndarray],
     labels: Sequence[int] | None,
     id_key: str = "id",
+    segments: SegmentRatings | None = None,
 ) -> bytes:
     """A SequenceExample of features [T, size].
 
@@ -98,8 +135,14 @@ def encode_frame_record(
         features: uint8 arrays become one string a frame, others one float list.
         labels: None leaves the key out.
         id_key: one of `schema.ID_KEYS`.
+        segments: the ratings of its segments; None leaves their keys out.
     """
     message = tf.train.SequenceExample(context=_context(video_id, labels, id_key))
+    if segments is not None:
+        for name, key in _RATING_KEYS.items():
+            feature, values = message.context.feature[key], getattr(segments, name)
+            kind = feature.float_list if name == "scores" else feature.int64_list
+            kind.value.extend(values)
     for name, frames in features.items():
         fill = _KINDS["bytes" if frames.dtype == np.uint8 else "float"].fill
         # Asking for the entry makes it, also for a feature without frames. Filled in
@@ -107,7 +150,7 @@ def encode_frame_record(
         rows = message.feature_lists.feature_list[name].feature
         for frame in frames:
             fill(rows.add(), frame)
-    return message.SerializeToString()
+    return message.SerializeToString(deterministic=True)
 
 
 def encode_video_record(
@@ -120,7 +163,7 @@ def encode_video_record(
     message = tf.train.Example(features=_context(video_id, labels, id_key))
     for name, values in features.items():
         _KINDS["float"].fill(message.features.feature[name], values)
-    return message.SerializeToString()
+    return message.SerializeToString(deterministic=True)
 
 
 def _context(video_id: str | bytes, labels: Sequence[int] | None, id_key: str):
@@ -149,9 +192,9 @@ def decode_record(serialized: bytes) -> Record:
         DataError: the bytes are no such record, or its frames differ in size. The
             message does not name the record: the caller knows it.
     """
-    message = _message(serialized)
+    message = parse_message(serialized)
     context, lists = message.context.feature, message.feature_lists.feature_list
-    id_key, video_id = _find_id(context)
+    id_key, video_id = find_id(context)
     labels = None
     if schema.LABELS_KEY in context:
         labels = sorted(context[schema.LABELS_KEY].int64_list.value)
@@ -169,18 +212,37 @@ def decode_record(serialized: bytes) -> Record:
         level="frame" if lists else "video",
         labels=labels,
         features=dict(sorted(features.items())),
+        segments=decode_ratings(context),
     )
+
+
+def decode_ratings(context: Any) -> SegmentRatings | None:
+    """The lists of rated segments in a context, whatever kind of values they hold."""
+    if not any(key in context for key in _RATING_KEYS.values()):
+        return None
+    return SegmentRatings(
+        **{
+            name: _values(context[key]) if key in context else []
+            for name, key in _RATING_KEYS.items()
+        }
+    )
+
+
+def _values(feature: Any) -> list[Any]:
+    kind = feature.WhichOneof("kind")
+    return list(getattr(feature, kind).value) if kind else []
 
 
 def read_id(serialized: bytes) -> str:
     """The id of a record, otherwise broken perhaps; empty if there is none."""
     try:
-        return _find_id(_message(serialized).context.feature)[1]
+        return find_id(parse_message(serialized).context.feature)[1]
     except DataError:
         return ""
 
 
-def _message(serialized: bytes) -> Any:
+def parse_message(serialized: bytes) -> Any:
+    """The SequenceExample. Raises `DataError` if the bytes are none."""
     try:
         # An Example is a SequenceExample that has only a context, on the wire.
         return tf.train.SequenceExample.FromString(bytes(serialized))
@@ -188,7 +250,7 @@ def _message(serialized: bytes) -> Any:
         raise DataError("it is not a protobuf of TensorFlow's examples") from e
 
 
-def _find_id(context: Any) -> tuple[str | None, str]:
+def find_id(context: Any) -> tuple[str | None, str]:
     """The key of the id, or None, and the id."""
     key = next((key for key in schema.ID_KEYS if key in context), None)
     values = context[key].bytes_list.value if key else []
@@ -240,11 +302,13 @@ def parse_frame_batch(
 
     Args:
         serialized: string [B].
-        config: names and sizes of the features, classes, frames to take.
+        config: names and sizes of the features, classes, frames to take. With
+            `config.segments`, the records are those that `segments.cut` makes.
         float_features: the names of those that hold floats; the others hold bytes.
         seed: int [2] for the random choice of frames; None takes evenly spaced ones.
-        static_frames: pad to T = `config.frames.count`, or `config.max_frames` if
-            all frames are taken; otherwise T is the longest video of the batch.
+        static_frames: pad to T = `config.frames.count`, or, if all frames are taken,
+            to `config.max_frames` or a segment's 5; otherwise T is the longest video
+            of the batch.
 
     Returns:
         Device features: each feature uint8 (bytes) or float32 (floats) [B, T, size],
@@ -252,24 +316,30 @@ def parse_frame_batch(
         `labels` uint8 [B, C], zeros for a record without labels. And host metadata:
         `id` string [B].
 
+        Of segments: `labels` are 1 where a rater saw the class, `label_weights`
+        uint8 [B, C] are 1 where a rater looked for it, and the host metadata has
+        `segment_start` int64 [B] too.
+
     Raises:
         tf.errors.InvalidArgumentError: a record lacks a feature, has it in another
             kind or size, has a NaN, a label outside 0 .. C-1, or features that
-            differ in their number of frames. `yt8m.data.faults` says which record.
+            differ in their number of frames; or a segment is wanted and it is none,
+            or one without frames. `yt8m.data.faults` says which record.
     """
+    max_frames = schema.SEGMENT_FRAMES if config.segments else config.max_frames
     kinds = {n: "float" if n in float_features else "bytes" for n in config.features}
     context, frames, lengths = tf.io.parse_sequence_example(
         serialized,
-        _context_spec(),
+        _segment_spec() if config.segments else _context_spec(),
         {n: _KINDS[kinds[n]].frame_spec(size) for n, size in config.features.items()},
     )
     first = lengths[next(iter(config.features))]
-    num_frames = tf.minimum(tf.cast(first, tf.int32), config.max_frames)
+    num_frames = tf.minimum(tf.cast(first, tf.int32), max_frames)
     indices = None
     if config.frames.count is not None or config.frames.skip_first:
         indices, num_frames = select_frames(num_frames, config.frames, seed)
     # Copying a frame as a string costs about four times its decoding.
-    few = 4 * (config.frames.count or config.max_frames) <= config.max_frames
+    few = 4 * (config.frames.count or max_frames) <= max_frames
     batch = {}
     for name, size in config.features.items():
         rows = frames[name]  # string [B, T] or float32 [B, T, size]
@@ -284,15 +354,18 @@ def parse_frame_batch(
             else:
                 _check_finite(rows)
             if indices is None:
-                rows = rows[:, : config.max_frames]
+                rows = rows[:, :max_frames]
             elif not few:
                 rows = tf.gather(rows, indices, batch_dims=1)
         if static_frames:
-            length = config.frames.count or config.max_frames
+            length = config.frames.count or max_frames
             rows = tf.pad(rows, [[0, 0], [0, length - tf.shape(rows)[1]], [0, 0]])
             rows = tf.ensure_shape(rows, [None, length, size])
         batch[name] = tf.ensure_shape(rows, [None, None, size])
     batch["num_frames"] = num_frames
+    if config.segments:
+        with tf.control_dependencies([tf.debugging.assert_positive(first)]):
+            return _with_ratings(batch, context, config.num_classes)
     return _with_labels(batch, context, config.num_classes)
 
 
@@ -314,12 +387,21 @@ def parse_video_batch(serialized: tf.Tensor, config: DataConfig) -> tuple[Batch,
 
 
 def _context_spec() -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        key: tf.io.FixedLenFeature([], tf.string, default_value="")
-        for key in schema.ID_KEYS
-    }
+    spec = _id_spec()
     spec[schema.LABELS_KEY] = tf.io.VarLenFeature(tf.int64)
     return spec
+
+
+def _segment_spec() -> dict[str, Any]:
+    spec = _id_spec()
+    spec[CUT_START_KEY] = tf.io.FixedLenFeature([], tf.int64)
+    spec[schema.SEGMENT_LABELS_KEY] = tf.io.VarLenFeature(tf.int64)
+    spec[schema.SEGMENT_SCORES_KEY] = tf.io.VarLenFeature(tf.float32)
+    return spec
+
+
+def _id_spec() -> dict[str, Any]:
+    return {k: tf.io.FixedLenFeature([], tf.string, "") for k in schema.ID_KEYS}
 
 
 def _check_bytes(rows: tf.Tensor, lengths: tf.Tensor, size: int) -> list[Any]:
@@ -344,19 +426,44 @@ def _check_finite(values: tf.Tensor):
 def _with_labels(
     batch: Batch, context: dict[str, Any], num_classes: int
 ) -> tuple[Batch, Batch]:
-    labels, host = context[schema.LABELS_KEY], {}
+    labels, video_ids = context[schema.LABELS_KEY], _ids(context)
+    ones = tf.ones_like(labels.values, tf.uint8)
+    batch["labels"] = _scatter(labels, ones, tf.size(video_ids), num_classes)
+    return batch, {"id": video_ids}
+
+
+def _with_ratings(
+    batch: Batch, context: dict[str, Any], num_classes: int
+) -> tuple[Batch, Batch]:
+    labels, scores = (
+        context[key] for key in (schema.SEGMENT_LABELS_KEY, schema.SEGMENT_SCORES_KEY)
+    )
+    video_ids = _ids(context)
+    with tf.control_dependencies(
+        [tf.debugging.assert_equal(labels.indices, scores.indices)]
+    ):
+        seen = tf.cast(scores.values > 0, tf.uint8)
+    for name, values in (("labels", seen), ("label_weights", tf.ones_like(seen))):
+        batch[name] = _scatter(labels, values, tf.size(video_ids), num_classes)
+    return batch, {"id": video_ids, CUT_START_KEY: context[CUT_START_KEY]}
+
+
+def _ids(context: dict[str, Any]) -> tf.Tensor:
+    key, other_key = schema.ID_KEYS
+    return tf.where(context[key] != "", context[key], context[other_key])
+
+
+def _scatter(
+    labels: tf.SparseTensor, values: tf.Tensor, batch: tf.Tensor, num_classes: int
+) -> tf.Tensor:
+    """The value of each label at its class: uint8 [B, C], zeros elsewhere."""
     checks = [
         tf.debugging.assert_non_negative(labels.values),
         tf.debugging.assert_less(labels.values, tf.cast(num_classes, tf.int64)),
     ]
-    key, other_key = schema.ID_KEYS
-    host["id"] = tf.where(context[key] != "", context[key], context[other_key])
     with tf.control_dependencies(checks):
         cells = tf.stack([labels.indices[:, 0], labels.values], axis=1)
         # An update, not a sum: a label listed twice is still one.
-        batch["labels"] = tf.tensor_scatter_nd_update(
-            tf.zeros([tf.size(host["id"]), num_classes], tf.uint8),
-            cells,
-            tf.ones(tf.shape(cells)[:1], tf.uint8),
+        return tf.tensor_scatter_nd_update(
+            tf.zeros([batch, num_classes], tf.uint8), cells, values
         )
-    return batch, host

@@ -31,7 +31,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from yt8m import schema
-from yt8m.data.records import encode_frame_record, encode_video_record, write_records
+from yt8m.data.records import (
+    SegmentRatings,
+    encode_frame_record,
+    encode_video_record,
+    write_records,
+)
 from yt8m.errors import UserError, near_matches
 
 # Kind -> the fewest frames that can show it.
@@ -91,6 +96,11 @@ _FRAMES_PER_SCENE = 15
 _NORM = 1.2  # R, relative to the norm of `_DEVIATIONS`
 _NORM_SPREAD = 0.25  # of log R between videos
 _NOISE_ROWS = 2048
+
+# Of rated segments: part of the seed, the share of a video's classes that are rated in
+# a segment, and how many others are.
+_SEGMENTS_KEY = 1
+_RATED_SHARE, _RATED_ABSENT = 0.5, 2
 
 _DIGITS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 CLASSES_FILE = "classes.csv"
@@ -212,12 +222,14 @@ class SyntheticVideo:
         truth: the classes that the frames show, ascending; equal to `labels` unless
             labels are missing or wrong.
         decoys: the classes whose decoys the frames show, ascending.
+        shown: for each class of `truth`, bool [T]: the frames with its evidence.
     """
 
     features: dict[str, np.ndarray]
     labels: list[int]
     truth: list[int]
     decoys: list[int]
+    shown: dict[int, np.ndarray]
 
 
 def quantize(values: np.ndarray) -> np.ndarray:
@@ -386,7 +398,58 @@ def generate_video(config: SyntheticConfig, split: str, index: int) -> Synthetic
         evidence.show(label, decoy=True)
     features = _render(world, rng, evidence)
     labels = _corrupt(world, rng, truth)
-    return SyntheticVideo(features, labels, sorted(truth), sorted(decoys))
+    shown = {label: evidence.frames_of(label) for label in truth}
+    return SyntheticVideo(features, labels, sorted(truth), sorted(decoys), shown)
+
+
+def rate_segments(
+    config: SyntheticConfig, split: str, index: int, video: SyntheticVideo
+) -> SegmentRatings:
+    """What people would say of 4 to 6 segments of `video`, as in the 2019 release.
+
+    Starts are multiples of 5, without order; every other segment or so is one that
+    shows a certain class of the video. Rated are some of the video's classes, 1 if a
+    frame of the segment has evidence of the class, and two that the video has not.
+    Those are neither its decoys nor the partners of its ordered classes: their
+    evidence, or half of it, is there.
+
+    Args:
+        config, split, index: those with which `generate_video` made the video.
+        video: it.
+    """
+    world = _world(config)
+    rng = _generator(config.seed, _split_number(split), index, _SEGMENTS_KEY)
+    shown = {label: _by_segment(frames) for label, frames in video.shown.items()}
+    total = len(next(iter(shown.values())))
+    chosen: dict[int, None] = {}
+    for _ in range(min(int(rng.integers(4, 7)), total)):
+        free = [place for place in range(total) if place not in chosen]
+        label = rng.choice(video.truth)
+        showing = [place for place in free if shown[label][place]]
+        pool = showing if showing and rng.random() < 0.5 else free
+        chosen[int(rng.choice(pool))] = None
+
+    lists = SegmentRatings([], [], [], [])
+    confusing = {*video.truth, *video.decoys, *world.partner[video.truth].tolist()}
+    absent = np.array([c for c in range(config.num_classes) if c not in confusing], int)
+    for place in chosen:
+        start = place * schema.SEGMENT_FRAMES
+        present = [c for c in video.truth if rng.random() < _RATED_SHARE]
+        present = present or [int(rng.choice(video.truth))]
+        keys = world.log_frequencies[absent] + rng.gumbel(size=len(absent))
+        others = absent[np.argsort(-keys)[:_RATED_ABSENT]]
+        for label in [*present, *others.tolist()]:
+            lists.labels.append(label)
+            lists.starts.append(start)
+            lists.ends.append(start + schema.SEGMENT_FRAMES)
+            lists.scores.append(float(label in shown and shown[label][place]))
+    return lists
+
+
+def _by_segment(frames: np.ndarray) -> np.ndarray:
+    """Whether any frame is set in each segment: bool [T] to bool [ceil(T / 5)]."""
+    padded = np.pad(frames, (0, -len(frames) % schema.SEGMENT_FRAMES))
+    return padded.reshape(-1, schema.SEGMENT_FRAMES).any(axis=1)
 
 
 def _split_number(split: str) -> int:
@@ -487,6 +550,18 @@ class _Evidence:
         self.sines[feature].append(sines)
         return sines
 
+    def frames_of(self, label: int) -> np.ndarray:
+        """Whether each frame has evidence along the class's own directions: bool [T].
+
+        Of two ordered classes, the first seen and the second differ in this alone.
+        """
+        shown = np.zeros(self.num_frames, bool)
+        for feature, classes in self.classes.items():
+            for shown_class, sines in zip(classes, self.sines[feature], strict=True):
+                if shown_class == label:
+                    shown |= sines > 0
+        return shown
+
     def _start(self, length: int) -> int:
         return self.rng.integers(self.num_frames - length + 1)
 
@@ -575,6 +650,7 @@ def write_dataset(
     num_videos: int = 1000,
     num_shards: int = 1,
     level: str = "frame",
+    segments: bool = False,
 ) -> list[str]:
     """Writes videos 0 .. num_videos - 1 of a split, and `classes.csv`.
 
@@ -587,6 +663,7 @@ def write_dataset(
             there are replaced.
         split: one of `SPLITS`; records of `test` have no labels, as in the dataset.
         level: `"frame"`, or `"video"` for the means of the same videos' frames.
+        segments: whether to rate segments of the videos; of `test` none is.
 
     Returns:
         The paths of the shards.
@@ -597,6 +674,8 @@ def write_dataset(
     """
     if level not in ("frame", "video"):
         raise UserError(f"`level` must be frame or video, not {level!r}.")
+    if segments and level != "frame":
+        raise UserError("Only videos of level frame have segments.")
     _split_number(split)
     if not 1 <= num_shards <= MAX_SHARDS:
         raise UserError(f"`num_shards` must be in [1, {MAX_SHARDS}], not {num_shards}.")
@@ -615,21 +694,32 @@ def write_dataset(
         _write_classes(config, os.path.join(output_dir, CLASSES_FILE))
         for shard, path in enumerate(paths):
             videos = range(shard, num_videos, num_shards)
-            write_records(path, _records(config, split, shard, videos, level))
+            records = _records(config, split, shard, videos, level, segments)
+            write_records(path, records)
     except OSError as e:
         raise UserError(f"{output_dir} cannot be written: {e.strerror}") from e
     return paths
 
 
 def _records(
-    config: SyntheticConfig, split: str, shard: int, videos: range, level: str
+    config: SyntheticConfig,
+    split: str,
+    shard: int,
+    videos: range,
+    level: str,
+    segments: bool,
 ) -> Iterator[bytes]:
     for place, index in enumerate(videos):
         video = generate_video(config, split, index)
         video_id = _video_id(split, shard, place)
         labels = None if split == "test" else video.labels
+        ratings = None
+        if segments and split != "test":
+            ratings = rate_segments(config, split, index, video)
         if level == "frame":
-            yield encode_frame_record(video_id, video.features, labels)
+            yield encode_frame_record(
+                video_id, video.features, labels, segments=ratings
+            )
         else:
             means = {f"mean_{n}": frame_mean(f) for n, f in video.features.items()}
             yield encode_video_record(video_id, means, labels)

@@ -18,7 +18,8 @@ class KeptBatch(NamedTuple):
     Attributes:
         first_record: number of the first.
         logits: float32 [B, C], neither NaN nor -0.0.
-        rows: int [P], the video of each positive, in [0, B), ascending.
+        rows: int [P], the video of each ranked positive, in [0, B), ascending; one
+            of logit -inf is not ranked.
         classes: int [P], its class.
     """
 

@@ -31,9 +31,10 @@ EXACT_RANKS = 256
 _OFFSET = np.float32(2.0**-12)
 _DROPPED_BITS = 23 - 9
 _BINS_PER_SIGN = (12 + 8) << 9
-_NUM_BINS = 2 * _BINS_PER_SIGN
+_NUM_BINS = 2 * _BINS_PER_SIGN + 1  # the first is that of -inf, which is not ranked
 
 _NO_KEY = np.uint64(2**64 - 1)  # after every key of a score
+_LOWEST = np.finfo(np.float32).min
 
 
 def bin_index(scores: np.ndarray) -> np.ndarray:
@@ -43,7 +44,9 @@ def bin_index(scores: np.ndarray) -> np.ndarray:
     bins >>= _DROPPED_BITS
     np.minimum(bins, _BINS_PER_SIGN - 1, out=bins)
     bins ^= scores.view(np.int32) >> 31  # -1 - bin for a negative score
-    bins += _BINS_PER_SIGN
+    bins += _BINS_PER_SIGN + 1
+    if scores.min(initial=0) == -np.inf:
+        bins[scores == -np.inf] = 0
     return bins.astype(np.intp)
 
 
@@ -56,7 +59,7 @@ class RankHistogram:
     def __init__(self, num_classes: int):
         self._counts = np.zeros((num_classes, _NUM_BINS), np.int32)
         self._first = np.full((num_classes, EXACT_RANKS), _NO_KEY)
-        self._entry_scores = np.full(num_classes, -np.inf, np.float32)
+        self._entry_scores = np.full(num_classes, _LOWEST, np.float32)
         self._class_type = class_type(num_classes)
         # Of each positive: class, key, negatives of earlier records in its bin.
         self._positives: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -128,7 +131,7 @@ class RankHistogram:
         self._first[classes] = first
         last = first.max(axis=1)
         full = last != _NO_KEY
-        self._entry_scores[classes] = np.where(full, scores_of_keys(last), -np.inf)
+        self._entry_scores[classes] = np.where(full, scores_of_keys(last), _LOWEST)
 
     def positive_ranks(self) -> tuple[np.ndarray, np.ndarray]:
         """Class and 1-based rank within the class of each positive, both ascending.

@@ -2,10 +2,13 @@
 
 The order is the same everywhere: higher score first, then lower class index, then
 earlier record. Scores are ranked as float32 and may be logits, which rank like
-probabilities but do not saturate.
+probabilities but do not saturate. A score of -inf says that the class is no candidate
+(a segment was not rated for it, say): it is not ranked, and if it is a label, that
+label was missed.
 
-Sources: Abu-El-Haija et al., "YouTube-8M", 2016, arXiv:1609.08675, section 4.2
-(Hit@1, PERR, mAP); the Kaggle competitions of 2017 and 2018 (GAP@20).
+Sources: Abu-El-Haija et al., "YouTube-8M", 2016, arXiv:1609.08675, section 5.1
+(Hit@k, PERR, mAP); the Kaggle competitions of 2017 and 2018 (GAP@20) and of 2019
+(MAP@K).
 """
 
 from dataclasses import dataclass
@@ -15,7 +18,13 @@ import tensorflow as tf
 
 
 def descending_bits(scores: np.ndarray) -> np.ndarray:
-    """uint32 numbers in ascending order where the float32 `scores` descend."""
+    """uint32 numbers in ascending order where the `scores` descend.
+
+    Those of float64 scores are their ranks among each other, one for equal scores.
+    """
+    if scores.dtype == np.float64:
+        _, ascending = np.unique(scores, return_inverse=True)
+        return (ascending.max(initial=0) - ascending).astype(np.uint32)
     bits = (np.asarray(scores, np.float32) + np.float32(0)).view(np.uint32)  # no -0.0
     return _flip_if_positive(bits)
 
@@ -30,7 +39,7 @@ def rank_keys(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
     """uint64 keys whose ascending order is by score descending, then by `order`.
 
     Args:
-        scores: float32, any shape; not NaN.
+        scores: float32 or float64, any shape; not NaN.
         order: integers in [0, 2**32) that settle ties, lower first.
     """
     keys = descending_bits(scores).astype(np.uint64)
@@ -61,7 +70,7 @@ def average_precision(
         scores: [N].
         labels: [N]; positive where > 0.
         total_positives: P, if some positives are not among the N, or if P is capped
-            (average precision at k divides by min(positives, k)). Counted by default.
+            (some divide by min(positives, k) at a cut k). Counted by default.
 
     Returns:
         The average precision; 0 if P is 0.
@@ -71,9 +80,43 @@ def average_precision(
     """
     scores, labels = _checked(scores, labels, dimensions=1)
     order = np.argsort(-scores.astype(np.float64), kind="stable")
-    ranks = np.flatnonzero(labels[order]) + 1
-    total = len(ranks) if total_positives is None else total_positives
+    ranks = np.flatnonzero((labels & (scores > -np.inf))[order]) + 1
+    total = np.count_nonzero(labels) if total_positives is None else total_positives
     return precision_sum(ranks) / total if total else 0.0
+
+
+def average_precision_at_k(
+    hits: np.ndarray,
+    total_positives: int,
+    k: int,
+    rated: np.ndarray | None = None,
+) -> float:
+    """Average precision of the first `k` items of a ranked list.
+
+    `1/P * sum of (hits among the first i) / i` over the ranks i <= k of hits. P is
+    `total_positives`, which `k` does not cap (Kaggle 2019 divided by all positive
+    segments of a class).
+
+    Args:
+        hits: bool [n], best first.
+        total_positives: P, hits and missed ones.
+        k: the list is cut after so many.
+        rated: bool [n]; items whose truth is unknown are taken out of the list,
+            after the cut. By default all are known.
+
+    Returns:
+        The average precision; 0 if P is 0.
+
+    Raises:
+        ValueError: `k` < 1.
+    """
+    if k < 1:
+        raise ValueError(f"`k` must be positive. Received: k={k}")
+    hits = np.asarray(hits, bool)[:k]
+    if rated is not None:
+        hits = hits[np.asarray(rated, bool)[:k]]
+    ranks = np.flatnonzero(hits) + 1
+    return precision_sum(ranks) / total_positives if total_positives else 0.0
 
 
 @dataclass(frozen=True)
@@ -81,10 +124,11 @@ class TopRanked:
     """The head of every video's ranking, and all its positives.
 
     Attributes:
-        scores: float32 [B, K], descending; K is `top_k`, or the most labels of a
-            video if that is more, or all classes if these are fewer.
+        scores: float32 or float64 [B, K], descending; K is `top_k`, or the most
+            labels of a video if that is more, or all classes if these are fewer.
         classes: int32 [B, K].
-        hits: bool [B, K], whether the class is a positive of the video.
+        hits: bool [B, K], whether the class is a positive of the video and ranked
+            (its score is not -inf).
         num_positives: int64 [B].
         positive_rows: int64 [P], the video of each positive, ascending.
         positive_classes: int64 [P], its class.
@@ -97,8 +141,8 @@ class TopRanked:
     positive_rows: np.ndarray
     positive_classes: np.ndarray
 
-    def hit_at_one(self) -> np.ndarray:
-        return self.hits[:, 0].astype(np.float64)
+    def hit_at(self, k: int) -> np.ndarray:
+        return self.hits[:, :k].any(axis=1).astype(np.float64)
 
     def perr(self) -> np.ndarray:
         counted = np.arange(self.hits.shape[1]) < self.num_positives[:, None]
@@ -107,7 +151,7 @@ class TopRanked:
 
 
 def rank_top(scores: np.ndarray, labels: np.ndarray, top_k: int) -> TopRanked:
-    """Ranks the classes of every video, as far down as Hit@1, PERR and GAP look.
+    """Ranks the classes of every video, as far down as Hit@k, PERR and GAP look.
 
     Args:
         scores: [B, C], B > 0.
@@ -132,11 +176,11 @@ def rank_top(scores: np.ndarray, labels: np.ndarray, top_k: int) -> TopRanked:
         top = tf.math.top_k(
             scores, min(max(top_k, num_positives.max()), scores.shape[1])
         )
-    indices = top.indices.numpy()
+    indices, values = top.indices.numpy(), top.values.numpy()
     return TopRanked(
-        scores=top.values.numpy(),
+        scores=values,
         classes=indices,
-        hits=np.take_along_axis(labels, indices, axis=1),
+        hits=np.take_along_axis(labels, indices, axis=1) & (values > -np.inf),
         num_positives=num_positives,
         positive_rows=rows,
         positive_classes=classes,
@@ -160,17 +204,24 @@ def _checked(
     return scores, labels > 0
 
 
-def hit_at_one(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """1 for every video whose first-ranked class is one of its labels, else 0.
+def hit_at_k(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """1 for every video with a label among its `k` first-ranked classes, else 0.
 
     Args:
         scores: [B, C].
         labels: [B, C]; positive where > 0.
+        k: classes of each video that are looked at.
 
     Returns:
-        float64 [B]; 0 for a video without labels. Hit@1 is its mean.
+        float64 [B]; 0 for a video without labels. Hit@k is its mean (arXiv:1609.08675,
+        equation 11).
     """
-    return rank_top(scores, labels, 1).hit_at_one()
+    return rank_top(scores, labels, k).hit_at(k)
+
+
+def hit_at_one(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`hit_at_k` for k = 1: whether the first-ranked class is a label."""
+    return hit_at_k(scores, labels, 1)
 
 
 def perr(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -181,7 +232,8 @@ def perr(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
         labels: [B, C]; positive where > 0.
 
     Returns:
-        float64 [B]; 0 for a video without labels. PERR is its mean.
+        float64 [B]; 0 for a video without labels. PERR is its mean, as in the starter
+        code; the paper (arXiv:1609.08675, section 5.1) leaves such videos out of it.
     """
     return rank_top(scores, labels, 1).perr()
 
@@ -189,8 +241,9 @@ def perr(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def gap(scores: np.ndarray, labels: np.ndarray, top_k: int = 20) -> float:
     """Global average precision of a batch.
 
-    The `top_k` classes of every video are pooled and ranked together; the average
-    precision of this ranking is divided by all positives, also those outside it.
+    The `top_k` classes of every video are pooled and ranked together:
+    `1/P * sum of (hits among the first i pairs) / i` over the ranks i of hits, where
+    P is the number of all positives, also of those outside the ranking.
 
     Args:
         scores: [B, C].
@@ -213,7 +266,7 @@ def batch_metrics(
     top = rank_top(scores, labels, top_k)
     pairs = PairKeys(top.scores[:, :top_k], top.classes[:, :top_k], top.hits[:, :top_k])
     return {
-        "hit_at_1": float(np.mean(top.hit_at_one())),
+        "hit_at_1": float(np.mean(top.hit_at(1))),
         "perr": float(np.mean(top.perr())),
         "gap": pairs.gap(len(top.positive_rows)),
     }
@@ -232,7 +285,7 @@ class PairKeys:
     ranks the pairs, ties included. There is room for 2**31 pairs.
 
     Args:
-        scores: float32 [N, K] or [N * K], records in order.
+        scores: float32 or float64 [N, K] or [N * K], records in order.
         classes: integers, same shape.
         hits: bool, same shape.
     """
@@ -256,13 +309,22 @@ class PairKeys:
         classes = np.searchsorted(ends, places, side="right")
         return classes, places - starts[classes] + 1
 
-    def gap(self, total_positives: int) -> float:
-        """Average precision of the whole ranking; 0 without positives."""
-        ranks = np.flatnonzero(np.sort(self.keys) & np.uint64(1)) + 1
+    def gap(self, total_positives: int, members: np.ndarray | None = None) -> float:
+        """Average precision of the whole ranking; 0 without positives.
+
+        Args:
+            total_positives: those outside the ranking included.
+            members: bool [C], the classes whose pairs are ranked; all by default.
+        """
+        keys = self.keys
+        if members is not None:
+            counted = members[: len(self.class_counts)]
+            keys = keys[np.repeat(counted, self.class_counts)]
+        ranks = np.flatnonzero(np.sort(keys) & np.uint64(1)) + 1
         return precision_sum(ranks) / total_positives if total_positives else 0.0
 
 
-def class_average_precisions(
+def average_precisions_of_ranks(
     classes: np.ndarray, ranks: np.ndarray, total_positives: np.ndarray
 ) -> np.ndarray:
     """Average precision of every class, from the ranks of its positives.

@@ -1,15 +1,19 @@
 """The metrics of an evaluation, accumulated batch by batch."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from yt8m.errors import UserError
+from yt8m.metrics.bucketed import BucketCounts
+from yt8m.metrics.by_class import mean_of_classes
 from yt8m.metrics.exact import KeptBatch, KeptLogits
 from yt8m.metrics.histogram import RankHistogram
 from yt8m.metrics.ranking import (
     PairKeys,
-    class_average_precisions,
+    TopRanked,
+    average_precisions_of_ranks,
     class_type,
     rank_top,
 )
@@ -20,12 +24,13 @@ _FOLD_VIDEOS = 16_384
 
 
 class VideoMetrics:
-    """Hit@1, PERR, GAP and mAP over all videos of an evaluation.
+    """Hit@k, PERR, GAP and mAP over all videos of an evaluation.
 
     Everything is exact, whatever the number of videos and the size of the batches,
     but for `map` above `exact_map_limit` videos: there it comes from per-class
     histograms of the logits, within 1e-4 of the exact value (`yt8m.metrics.histogram`
-    says for which scores).
+    says for which scores). A logit of -inf says that the class is no candidate: it
+    is not ranked, and a label there was missed.
 
     Args:
         num_classes: C.
@@ -33,6 +38,10 @@ class VideoMetrics:
         exact_map_limit: videos up to which all logits are kept, 4 * C bytes each
             (772 MB for 50,000 videos of 3,862 classes).
         with_map: whether to compute `map`, over the full ranking of every class.
+        with_bucketed_map: whether to compute the paper's mAP, from counts of the
+            probabilities in buckets of 1e-4 (`yt8m.metrics.bucketed`): 154 MB for
+            3,862 classes, whatever the number of videos.
+        hits_at: the k of each Hit@k.
     """
 
     def __init__(
@@ -41,17 +50,25 @@ class VideoMetrics:
         top_k: int = 20,
         exact_map_limit: int = 50_000,
         with_map: bool = True,
+        with_bucketed_map: bool = False,
+        hits_at: Sequence[int] = (1,),
     ):
-        for name, value in (("num_classes", num_classes), ("top_k", top_k)):
+        for name, value in (
+            ("num_classes", num_classes),
+            ("top_k", top_k),
+            *(("hits_at", k) for k in hits_at),
+        ):
             if value < 1:
                 raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
         self.num_classes = num_classes
         self.top_k = top_k
         self.exact_map_limit = exact_map_limit
         self.with_map = with_map
+        self.with_bucketed_map = with_bucketed_map
+        self.hits_at = tuple(hits_at)
         self.num_examples = 0
         # Per video; sums are left to the end so that batches leave no trace in them.
-        self._hits_at_one: list[np.ndarray] = []
+        self._hits: dict[int, list[np.ndarray]] = {k: [] for k in self.hits_at}
         self._perrs: list[np.ndarray] = []
         self._losses: list[np.ndarray] = []
         # Pooled pairs: score, class, hit.
@@ -60,6 +77,7 @@ class VideoMetrics:
         self._positives = np.zeros(num_classes, np.int64)
         self._kept = KeptLogits()
         self._histogram: RankHistogram | None = None
+        self._buckets = BucketCounts(num_classes) if with_bucketed_map else None
         self._cached_final: tuple[float, dict[str, np.ndarray]] | None = None
 
     def add(
@@ -84,7 +102,7 @@ class VideoMetrics:
         if not len(logits):
             return
         self._check_losses(losses is not None)
-        top = rank_top(logits, labels, self.top_k)
+        top = rank_top(logits, labels, max((self.top_k, *self.hits_at)))
         if losses is not None:
             losses = np.array(losses, np.float64)
             if losses.shape != logits.shape[:1]:
@@ -93,7 +111,33 @@ class VideoMetrics:
                     f"Received: losses.shape={losses.shape}"
                 )
             self._losses.append(losses)
-        self._hits_at_one.append(top.hit_at_one())
+        if self.with_map or self.with_bucketed_map:
+            rows, classes = top.positive_rows, top.positive_classes
+            ranked = logits[rows, classes] > -np.inf
+            rows, classes = rows[ranked], classes[ranked]
+            if self.with_map:
+                copy = logits + np.float32(0)  # turns -0.0 into 0.0
+                self._kept.append(KeptBatch(self.num_examples, copy, rows, classes))
+            if self._buckets:
+                self._buckets.add(logits, rows, classes)
+        self._add(top)
+
+    def add_ranked(self, top: TopRanked) -> None:
+        """Adds videos of which only the head of the ranking is known.
+
+        Raises:
+            ValueError: `map` is to be computed, which takes full rankings.
+        """
+        if self.with_map or self.with_bucketed_map or self._losses:
+            raise ValueError(
+                "`with_map` and `with_bucketed_map` must be False, and no losses be "
+                "given, for videos of which only the head of the ranking is known."
+            )
+        self._add(top)
+
+    def _add(self, top: TopRanked) -> None:
+        for k, hits in self._hits.items():
+            hits.append(top.hit_at(k))
         self._perrs.append(top.perr())
         head = np.s_[:, : self.top_k]
         self._pairs.append(
@@ -103,12 +147,8 @@ class VideoMetrics:
                 top.hits[head].copy(),
             )
         )
-        rows, classes = top.positive_rows, top.positive_classes
-        self._positives += np.bincount(classes, minlength=self.num_classes)
-        if self.with_map:
-            copy = logits + np.float32(0)  # turns -0.0 into 0.0
-            self._kept.append(KeptBatch(self.num_examples, copy, rows, classes))
-        self.num_examples += len(logits)
+        self._positives += np.bincount(top.positive_classes, minlength=self.num_classes)
+        self.num_examples += len(top.scores)
         self._cached_final = None
         self._bound_memory()
 
@@ -118,7 +158,14 @@ class VideoMetrics:
         Raises:
             ValueError: the two were made with different arguments.
         """
-        for name in ("num_classes", "top_k", "exact_map_limit", "with_map"):
+        for name in (
+            "num_classes",
+            "top_k",
+            "exact_map_limit",
+            "with_map",
+            "with_bucketed_map",
+            "hits_at",
+        ):
             own, others = getattr(self, name), getattr(other, name)
             if own != others:
                 raise ValueError(
@@ -127,7 +174,8 @@ class VideoMetrics:
         if not other.num_examples:
             return
         self._check_losses(bool(other._losses))
-        self._hits_at_one += other._hits_at_one
+        for k, hits in self._hits.items():
+            hits += other._hits[k]
         self._perrs += other._perrs
         self._losses += other._losses
         self._pairs += other._pairs
@@ -136,6 +184,8 @@ class VideoMetrics:
             self._fold(0)
             self._histogram.merge(other._histogram, self.num_examples)
         self._kept.extend(other._kept, self.num_examples)
+        if self._buckets:
+            self._buckets.merge(other._buckets)
         self.num_examples += other.num_examples
         self._cached_final = None
         self._bound_memory()
@@ -164,12 +214,13 @@ class VideoMetrics:
         """The metrics of all videos added so far.
 
         Returns:
-            Dictionary with `num_examples`, `hit_at_1`, `perr`, `gap`; `map_at_20`
-            (or another `top_k`), the mAP of the starter code, which ranks only the
-            top-k pairs of every video within their classes; with `with_map` also
-            `map`, over all videos, and `map_method`, "exact" or "histogram"; and
-            `loss` if losses were given. mAPs are means over the classes that have
-            positives, and 0 if none has.
+            Dictionary with `num_examples`, `hit_at_1` (or others of `hits_at`),
+            `perr`, `gap`; `map_at_20` (or another `top_k`), the mAP of the starter
+            code, which ranks only the top-k pairs of every video within their
+            classes; with `with_map` also `map`, over all videos, and `map_method`,
+            "exact" or "histogram"; with `with_bucketed_map` also `map_bucketed`, the
+            paper's; and `loss` if losses were given. mAPs are means over the classes
+            that have positives, and 0 if none has.
 
         Raises:
             UserError: no video has been added.
@@ -177,14 +228,19 @@ class VideoMetrics:
         gap, table = self._final()
         found = {
             "num_examples": self.num_examples,
-            "hit_at_1": float(np.mean(np.concatenate(self._hits_at_one))),
+            **{
+                f"hit_at_{k}": float(np.mean(np.concatenate(hits)))
+                for k, hits in self._hits.items()
+            },
             "perr": float(np.mean(np.concatenate(self._perrs))),
             "gap": gap,
-            f"map_at_{self.top_k}": _mean_of_classes(table[f"ap_at_{self.top_k}"]),
+            f"map_at_{self.top_k}": mean_of_classes(table[f"ap_at_{self.top_k}"]),
         }
         if self.with_map:
-            found["map"] = _mean_of_classes(table["ap"])
+            found["map"] = mean_of_classes(table["ap"])
             found["map_method"] = "histogram" if self._histogram else "exact"
+        if self.with_bucketed_map:
+            found["map_bucketed"] = mean_of_classes(table["ap_bucketed"])
         if self._losses:
             found["loss"] = float(np.mean(np.concatenate(self._losses)))
         return found
@@ -194,42 +250,81 @@ class VideoMetrics:
 
         Returns:
             Dictionary of [C] arrays: `positives` int64, `ap_at_20` (or another
-            `top_k`) and, with `with_map`, `ap`; both float64, NaN for a class
-            without positives.
+            `top_k`), with `with_map` `ap` and with `with_bucketed_map` `ap_bucketed`;
+            these are float64, NaN for a class without positives.
 
         Raises:
             UserError: no video has been added.
         """
         return self._final()[1]
 
+    def per_vertical(
+        self, verticals: Mapping[int, Sequence[str]]
+    ) -> dict[str, dict[str, Any]]:
+        """The metrics of groups of classes, as a vocabulary calls them: verticals.
+
+        Args:
+            verticals: the names of the groups of a class, by its index. A class may
+                be in several, or in none; those beyond C are ignored.
+
+        Returns:
+            For each group, in alphabetical order: `classes`, those that have
+            positives; `positives`; `gap`, of the group's pairs among the top-k pairs
+            of every video; `map_at_20` (or another `top_k`), `map` and
+            `map_bucketed` as in `result`, over the group's classes.
+
+        Raises:
+            UserError: no video has been added.
+        """
+        table = self._final()[1]
+        members: dict[str, np.ndarray] = {}
+        for c, names in verticals.items():
+            for name in names if c < self.num_classes else ():
+                members.setdefault(name, np.zeros(self.num_classes, bool))[c] = True
+        pairs = self._pair_keys()
+        found = {}
+        for name, own in sorted(members.items()):
+            positives = table["positives"][own]
+            found[name] = {
+                "classes": int(np.count_nonzero(positives)),
+                "positives": int(positives.sum()),
+                "gap": pairs.gap(int(positives.sum()), own),
+                **{
+                    f"m{column}": mean_of_classes(values[own])
+                    for column, values in table.items()
+                    if column != "positives"
+                },
+            }
+        return found
+
     def _final(self) -> tuple[float, dict[str, np.ndarray]]:
         """GAP and the table of classes, computed once for the videos seen so far."""
         if not self.num_examples:
             raise UserError("No video was evaluated: check the pattern of the data.")
         if self._cached_final is None:
-            pairs = PairKeys(*map(np.concatenate, zip(*self._pairs, strict=True)))
+            pairs = self._pair_keys()
             gap = pairs.gap(int(self._positives.sum()))
             table = {
                 "positives": self._positives.copy(),
-                f"ap_at_{self.top_k}": class_average_precisions(
+                f"ap_at_{self.top_k}": average_precisions_of_ranks(
                     *pairs.positives_by_class(), self._positives
                 ),
             }
             del pairs
             if self.with_map:
-                table["ap"] = class_average_precisions(
+                table["ap"] = average_precisions_of_ranks(
                     *self._positive_ranks(), self._positives
                 )
+            if self._buckets:
+                table["ap_bucketed"] = self._buckets.average_precisions(self._positives)
             self._cached_final = gap, table
         return self._cached_final
+
+    def _pair_keys(self) -> PairKeys:
+        return PairKeys(*map(np.concatenate, zip(*self._pairs, strict=True)))
 
     def _positive_ranks(self) -> tuple[np.ndarray, np.ndarray]:
         if self._histogram is None:
             return self._kept.positive_ranks()
         self._fold(0)
         return self._histogram.positive_ranks()
-
-
-def _mean_of_classes(average_precisions: np.ndarray) -> float:
-    with_positives = average_precisions[~np.isnan(average_precisions)]
-    return float(np.mean(with_positives)) if len(with_positives) else 0.0

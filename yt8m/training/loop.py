@@ -197,6 +197,9 @@ class Trainer:
         if validation fails."""
         self._save()
         validation = evaluation.evaluate(self.model, self.eval_reader, self.settings)
+        rated = validation.pop("rated_classes", None)
+        if rated is not None:
+            evaluation.write_rated_classes(self.directory, rated)
         journal.record_validation(self.step, validation)
         self.checkpoints.set_validation(self.step, validation)
         self._validated = self.step
@@ -348,7 +351,8 @@ class StepFunctions:
         finite = tf.math.is_finite(loss) & tf.math.is_finite(global_norm)
         gradients = self._clip(gradients, norms, global_norm)
         self.optimizer.apply(gradients, variables)
-        return loss, finite, penalty, outputs["logits"], labels
+        logits = evaluation.rated_logits(outputs["logits"], batch)
+        return loss, finite, penalty, logits, labels
 
     def _clip(self, gradients, norms, global_norm):
         """Clips the reduced gradients: each by its own norm, then all by the global.

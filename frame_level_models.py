@@ -3,41 +3,137 @@
 import keras
 from keras import ops
 
+from yt8m.config import FrameSelection
+from yt8m.layers.dbof import DBoF
 from yt8m.layers.gating import ContextGating
-from yt8m.layers.heads import LogisticHead, create_head
 from yt8m.layers.masking import masked_mean
 from yt8m.layers.netvlad import NetVLAD
-from yt8m.model import FrameLevelModel
+from yt8m.layers.normalization import BatchNormalization
+from yt8m.layers.recurrent import LSTM
+from yt8m.model import PoolingModel
 from yt8m.registry import register
 
 
 @register(level="frame", paper="Abu-El-Haija et al. 2016, arXiv:1609.08675, 4.1.1")
-class FrameLevelLogisticModel(FrameLevelModel):
+class FrameLevelLogisticModel(PoolingModel):
     """Logistic regression on the mean of the L2-normalised frames.
 
-    [B, T, D] -> mean over valid frames [B, D] -> dense C -> logits [B, C].
+    [B, T, D] -> mean over valid frames [B, D] -> head -> logits [B, C].
 
     Args:
-        l2_penalty: the loss gets l2_penalty * sum(w^2) / 2.
+        head: name of the classifier, see `yt8m.layers.heads`.
+        Others as `PoolingModel`.
     """
 
-    def __init__(self, l2_penalty: float = 1e-8, **kwargs):
-        super().__init__(**kwargs)
-        self.l2_penalty = l2_penalty
-        self.head = LogisticHead(
-            self.num_classes,
-            l2_penalty=l2_penalty,
-            dtype=self.dtype_policy,
-            name="head",
-        )
+    def __init__(self, head: str = "logistic", **kwargs):
+        super().__init__(head=head, **kwargs)
 
-    def classify(self, frames, mask, training=False):
-        mean = masked_mean(frames, mask)
-        return {"logits": self.head(mean, training=training), "embedding": mean}
+    def pool(self, frames, mask, training=False):
+        return masked_mean(frames, mask)
+
+
+@register(level="frame", paper="Abu-El-Haija et al. 2016, arXiv:1609.08675, 4.1.2")
+class DbofModel(PoolingModel):
+    """Deep bag of frames: an up-projection of sampled frames, pooled, a hidden layer.
+
+    [B, T, D] -> DBoF K -> dense H -> activation -> head -> logits [B, C].
+
+    Args:
+        clusters: K, the size of the up-projection.
+        hidden_size: H.
+        pooling: over the frames, `max` or `average`.
+        activation: `sigmoid`, `relu` or `relu6`, of both layers.
+        add_batch_norm: of the frames and of both layers, which otherwise have biases.
+        Others as `PoolingModel`.
+    """
+
+    default_frames = FrameSelection(30, "random")
+
+    def __init__(
+        self,
+        clusters: int = 8192,
+        hidden_size: int = 1024,
+        pooling: str = "max",
+        activation: str = "sigmoid",
+        add_batch_norm: bool = True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.clusters = clusters
+        self.hidden_size = hidden_size
+        self.pooling = pooling
+        self.activation = activation
+        self.add_batch_norm = add_batch_norm
+
+        self.dbof = DBoF(
+            clusters,
+            pooling=pooling,
+            activation=activation,
+            add_batch_norm=add_batch_norm,
+            dtype=self.dtype_policy,
+            name="dbof",
+        )
+        normal = keras.initializers.RandomNormal
+        self.hidden = keras.layers.Dense(
+            hidden_size,
+            use_bias=not add_batch_norm,
+            kernel_initializer=normal(stddev=clusters**-0.5),
+            bias_initializer=normal(stddev=0.01),
+            dtype=self.dtype_policy,
+            name="hidden",
+        )
+        if add_batch_norm:
+            self.hidden_norm = BatchNormalization(
+                dtype=self.dtype_policy, name="hidden_norm"
+            )
+
+    def pool(self, frames, mask, training=False):
+        hidden = self.hidden(self.dbof(frames, mask, training=training))
+        if self.add_batch_norm:
+            hidden = self.hidden_norm(hidden, training=training)
+        return getattr(ops, self.activation)(hidden)
+
+
+@register(level="frame", paper="Abu-El-Haija et al. 2016, arXiv:1609.08675, 4.1.3")
+class LstmModel(PoolingModel):
+    """A stack of LSTMs; the top one's state at the last frame is classified.
+
+    [B, T, D] -> LSTMs of H cells -> h at the last valid frame [B, H] -> head ->
+    logits [B, C]. The starter code recommends a learning rate of 0.001.
+
+    Args:
+        cells: H, of each layer.
+        layers: how many are stacked.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(self, cells: int = 1024, layers: int = 2, **kwargs):
+        super().__init__(**kwargs)
+        if layers < 1:
+            raise ValueError(f"`layers` must be positive. Received: layers={layers}")
+        self.cells = cells
+        self.num_layers = layers  # `layers` is Keras's own attribute
+        self.stack = [
+            LSTM(
+                cells,
+                return_sequences=i + 1 < layers,
+                dtype=self.dtype_policy,
+                name=f"lstm_{i}",
+            )
+            for i in range(layers)
+        ]
+
+    def pool(self, frames, mask, training=False):
+        for lstm in self.stack:
+            frames = lstm(frames, mask)
+        return frames
+
+    def get_config(self):
+        return {**super().get_config(), "layers": self.num_layers}
 
 
 @register(level="frame", paper="Miech, Laptev, Sivic 2017, arXiv:1706.06905")
-class NetVLADModel(FrameLevelModel):
+class NetVLADModel(PoolingModel):
     """Gated NetVLAD of two streams, the winner of the 2017 challenge.
 
     [B, T, D] -> NetVLAD of each stream -> dense H -> context gating -> mixture of
@@ -52,11 +148,7 @@ class NetVLADModel(FrameLevelModel):
         input_batch_norm: of the frames.
         relu: after the dense layer.
         gating: context gating after the dense layer.
-        gating_probabilities: context gating of the class probabilities, whose
-            weights are C x C.
-        head: name of the classifier, see `yt8m.layers.heads`.
-        num_mixtures: experts of each class; for the head `moe` alone.
-        l2_penalty: the loss gets l2_penalty * sum(w^2) / 2 of the head's kernels.
+        gating_probabilities, l2_penalty and others: as `PoolingModel`.
     """
 
     def __init__(
@@ -69,12 +161,12 @@ class NetVLADModel(FrameLevelModel):
         relu: bool = False,
         gating: bool = True,
         gating_probabilities: bool = True,
-        head: str = "moe",
-        num_mixtures: int = 2,
         l2_penalty: float = 1e-6,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(
+            gating_probabilities=gating_probabilities, l2_penalty=l2_penalty, **kwargs
+        )
         self.clusters = clusters
         self.audio_clusters = audio_clusters
         self.hidden_size = hidden_size
@@ -82,10 +174,6 @@ class NetVLADModel(FrameLevelModel):
         self.input_batch_norm = input_batch_norm
         self.relu = relu
         self.gating = gating
-        self.gating_probabilities = gating_probabilities
-        self.head = head
-        self.num_mixtures = num_mixtures
-        self.l2_penalty = l2_penalty
 
         if audio_clusters is None:
             audio_clusters = max(clusters // 2, 2)
@@ -112,18 +200,8 @@ class NetVLADModel(FrameLevelModel):
             self.context_gating = ContextGating(
                 dtype=self.dtype_policy, name="context_gating"
             )
-        mixtures = {"num_mixtures": num_mixtures} if head == "moe" else {}
-        self.classifier = create_head(
-            head,
-            self.num_classes,
-            l2_penalty=l2_penalty,
-            gating_probabilities=gating_probabilities,
-            dtype=self.dtype_policy,
-            name="head",
-            **mixtures,
-        )
 
-    def classify(self, frames, mask, training=False):
+    def pool(self, frames, mask, training=False):
         first, *_ = self.features.values()
         streams = [frames[..., :first], frames[..., first:]]
         pooled = [
@@ -133,5 +211,4 @@ class NetVLADModel(FrameLevelModel):
         embedding = self.hidden(ops.concatenate(pooled, axis=-1))
         if self.gating:
             embedding = self.context_gating(embedding, training=training)
-        logits = self.classifier(embedding, training=training)
-        return {"logits": logits, "embedding": embedding}
+        return embedding

@@ -23,6 +23,8 @@ KINDS = ("static", "brief", "ordered", "audio", "joint", "synchronous")
 # Model arguments, and the best learning rate of those tried.
 MODELS = {
     "FrameLevelLogisticModel": ("", 0.03),
+    "DbofModel": ("clusters=128,hidden_size=128", 0.01),
+    "LstmModel": ("cells=128", 0.003),
     "NetVLADModel": ("clusters=16,hidden_size=128", 0.01),
 }
 

@@ -9,12 +9,14 @@ import pytest
 import tensorflow as tf
 
 from yt8m.errors import UserError
+from yt8m.layers.dbof import ACTIVATIONS, POOLINGS, DBoF
 from yt8m.layers.gating import ContextGating, ProbabilityGating
 from yt8m.layers.heads import HEADS, LogisticHead, MoEHead, create_head
 from yt8m.layers.masking import length_mask, masked_mean
 from yt8m.layers.netvlad import NetVLAD
 from yt8m.layers.normalization import BatchNormalization
 from yt8m.layers.preprocessing import dequantize, l2_normalize
+from yt8m.layers.recurrent import LSTM
 
 LENGTHS = [0, 1, 3, 6]
 T, D = 6, 5
@@ -285,6 +287,191 @@ def test_netvlad_refuses_a_single_cluster():
         NetVLAD(1)
 
 
+# DBoF
+
+ACTIVATION_TWINS = {
+    "sigmoid": _sigmoid,
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+}
+
+
+def _dbof(add_batch_norm=True, **args):
+    layer = DBoF(4, add_batch_norm=add_batch_norm, **args)
+    layer.build((None, T, D))
+    _randomise(layer)
+    if add_batch_norm:  # both signs: max and rescaling do not commute
+        layer.cluster_norm.gamma.assign([2.0, -2.0, 0.5, -0.5])
+    return layer
+
+
+def _dbof_twin(layer, x, training):
+    """One video and one cluster at a time; `x` [B, T, D] float64."""
+    weights = _value(layer.cluster_weights)
+    if layer.add_batch_norm:
+        x = _normalized(x, layer.input_norm, x[MASK] if training else None)
+        words = x @ weights
+        words = _normalized(
+            words, layer.cluster_norm, words[MASK] if training else None
+        )
+    else:
+        words = x @ weights + _value(layer.cluster_bias)
+    words = ACTIVATION_TWINS[layer.activation](words)
+    pooled = np.zeros((len(x), layer.clusters))
+    for b, n in enumerate(LENGTHS):
+        for k in range(layer.clusters if n else 0):
+            column = words[b, :n, k]
+            pooled[b, k] = column.max() if layer.pooling == "max" else column.mean()
+    return pooled
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("add_batch_norm", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_dbof_pools_the_activations_of_valid_frames(
+    pooling, activation, add_batch_norm, training
+):
+    layer = _dbof(add_batch_norm, pooling=pooling, activation=activation)
+    expected = _dbof_twin(layer, _frames().astype("float64"), training)
+    garbage = tf.constant(_frames(garbage=1e4))
+    y = layer(garbage, tf.constant(MASK), training=training)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(y[0], np.zeros(4))
+    assert (expected[1:] != 0).any()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_folded_norm_of_dbof_equals_one_applied_to_the_frames(pooling, training):
+    """Outputs, gradients and moving averages, against the layers one by one."""
+    layer, plain = _dbof(pooling=pooling), _dbof(pooling=pooling)
+    frames, mask = tf.constant(_frames(garbage=9.0)), tf.constant(MASK)
+    factors = tf.reshape(tf.range(1.0, 17.0), (4, 4))
+
+    def folded_pool():
+        return layer(frames, mask, training=training)
+
+    def plain_pool():
+        x = plain.input_norm(frames, mask=mask, training=training)
+        x = tf.matmul(x, plain.cluster_weights.value)
+        words = tf.sigmoid(plain.cluster_norm(x, mask=mask, training=training))
+        words = tf.where(mask[..., None], words, 0.0)
+        if pooling == "max":
+            return tf.reduce_max(words, axis=1)
+        return tf.reduce_sum(words, axis=1) / np.maximum(LENGTHS, 1.0)[:, None]
+
+    results = []
+    for owner, pool in ((layer, folded_pool), (plain, plain_pool)):
+        with tf.GradientTape() as tape:
+            y = pool()
+            loss = tf.reduce_sum(y * factors)
+        gradients = tape.gradient(loss, [v.value for v in owner.trainable_weights])
+        results.append([y, *gradients, *owner.non_trainable_weights])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+# LSTM
+
+
+def _lstm_twin(layer, x):
+    """One video and one frame at a time; `x` [B, T, D] float64."""
+    kernel, bias = _value(layer.kernel), _value(layer.bias)
+    states = np.zeros((*x.shape[:2], layer.cells))
+    for b, n in enumerate(LENGTHS):
+        h = c = np.zeros(layer.cells)
+        for t in range(x.shape[1]):
+            if t < n:
+                gates = np.concatenate([x[b, t], h]) @ kernel + bias
+                i, j, f, o = np.split(gates, 4)
+                c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(j)
+                h = _sigmoid(o) * np.tanh(c)
+            states[b, t] = h
+    return states
+
+
+def _lstm(**args):
+    layer = LSTM(3, **args)
+    layer.build((None, T, D))
+    _randomise(layer)
+    return layer
+
+
+@pytest.mark.parametrize("return_sequences", [False, True])
+def test_an_lstm_runs_to_the_last_valid_frame(return_sequences):
+    layer = _lstm(return_sequences=return_sequences)
+    y = layer(tf.constant(_frames(garbage=1e4)), tf.constant(MASK))
+    expected = _lstm_twin(layer, _frames().astype("float64"))
+    if not return_sequences:
+        expected = expected[:, -1]
+    assert y.shape == expected.shape
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    np.testing.assert_array_equal(y[0], np.zeros_like(expected[0]))
+
+
+def _lstm_gradients(layer, call, frames):
+    frames = tf.convert_to_tensor(frames)
+    sources = [frames, layer.kernel.value, layer.bias.value]
+    with tf.GradientTape() as tape:
+        tape.watch(frames)
+        y = call(frames)
+        factors = tf.reshape(tf.range(float(np.prod(y.shape))), y.shape)
+        loss = tf.reduce_sum(y * factors)
+    return [y, *tape.gradient(loss, sources)]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("return_sequences", [False, True])
+def test_the_gradient_of_an_lstm_is_that_of_its_steps(return_sequences, jit_compile):
+    layer = _lstm(return_sequences=return_sequences)
+
+    def stepwise(frames):
+        h = c = tf.zeros((len(LENGTHS), 3))
+        states = []
+        for t in range(T):
+            x = tf.concat([frames[:, t], h], axis=1)
+            gates = tf.matmul(x, layer.kernel.value) + layer.bias.value
+            i, j, f, o = tf.split(gates, 4, axis=1)
+            valid = MASK[:, t, None]
+            c = tf.where(valid, tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(j), c)
+            h = tf.where(valid, tf.sigmoid(o) * tf.tanh(c), h)
+            states.append(h)
+        return tf.stack(states, axis=1) if return_sequences else h
+
+    @tf.function(jit_compile=jit_compile)
+    def ours(frames):
+        return _lstm_gradients(layer, lambda x: layer(x, tf.constant(MASK)), frames)
+
+    results = ours(tf.constant(_frames(garbage=2.0)))
+    expected = _lstm_gradients(layer, stepwise, _frames())
+    for value, other in zip(results, expected, strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-4)
+
+
+def test_an_lstm_agrees_with_keras():
+    layer, other = _lstm(), keras.layers.LSTM(3)
+    other.build((None, T, D))
+    i, j, f, o = np.split(_value(layer.kernel), 4, axis=1)
+    kernel = np.concatenate([i, f, j, o], axis=1)  # the order of Keras
+    i, j, f, o = np.split(_value(layer.bias), 4)
+    other.set_weights([kernel[:D], kernel[D:], np.concatenate([i, f, j, o])])
+    frames, mask = tf.constant(_frames()), tf.constant(MASK)
+    np.testing.assert_allclose(layer(frames, mask), other(frames, mask=mask), atol=1e-6)
+
+
+def test_an_lstm_remembers_over_hundreds_of_frames_in_low_precision():
+    """A cell that counts frames: bfloat16 alone would stop at 256 thousandths."""
+    layer = LSTM(1, dtype="mixed_bfloat16")
+    layer.build((None, 300, 1))
+    layer.kernel.assign(np.zeros((2, 4)))
+    # Input gate open for 1 / 1000 of tanh's 1, nothing forgotten, output open.
+    layer.bias.assign([np.log(0.001 / 0.999), 20.0, 20.0, 20.0])
+    y = layer(tf.zeros((1, 300, 1)), tf.ones((1, 300), tf.bool))
+    assert y.dtype == tf.bfloat16
+    np.testing.assert_allclose(tf.cast(y, tf.float32), [[np.tanh(0.3)]], rtol=0.02)
+
+
 # Gating
 
 
@@ -442,6 +629,20 @@ def test_a_head_gates_its_probabilities_on_request(name):
     assert (head(x).numpy() < head.class_logits(x).numpy()).all()
 
 
+@pytest.mark.parametrize(
+    ("spelling", "name"), [("LogisticModel", "logistic"), ("MoeModel", "moe")]
+)
+def test_a_head_is_found_by_the_starter_codes_name(spelling, name):
+    assert type(create_head(spelling, 7)) is HEADS[name]
+
+
+def test_the_number_of_mixtures_is_the_heads_own_unless_given():
+    assert create_head("moe", 7).num_mixtures == 2
+    assert create_head("moe", 7, num_mixtures=5).num_mixtures == 5
+    with pytest.raises(UserError, match="head logistic has no mixtures"):
+        create_head("logistic", 7, num_mixtures=5)
+
+
 def test_an_unknown_head_lists_near_matches():
     with pytest.raises(UserError, match="Did you mean logistic"):
         create_head("logistics", 7)
@@ -455,6 +656,8 @@ def test_an_unknown_head_lists_near_matches():
     [
         BatchNormalization(momentum=0.9, epsilon=1e-4),
         NetVLAD(3, add_batch_norm=False, input_batch_norm=True),
+        DBoF(3, pooling="average", activation="relu6", add_batch_norm=False),
+        LSTM(3, return_sequences=True),
         ContextGating(add_batch_norm=False),
         ProbabilityGating(add_batch_norm=False),
         LogisticHead(7, l2_penalty=0.1, gating_probabilities=True),

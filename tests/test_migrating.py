@@ -53,8 +53,9 @@ def shards(tmp_path_factory):
     write(home / "yt8m/3/frame/test", "test", "test", "--segments")
     for split in ("train", "validate"):
         for folder, level in ((frames, "frame"), (features, "video")):
-            part = folder / split
+            part = home / "parts" / level / split
             write(part, split, split, f"--level={level}")
+            folder.mkdir(exist_ok=True)
             for path in part.glob("*.tfrecord"):
                 path.rename(folder / path.name)
     models = home / "models"
@@ -87,13 +88,36 @@ def test_every_command_of_the_table_runs_and_writes_its_files(
         assert status == 0, f"{line}\n{captured.err}"
         for path in written_by(command, arguments):
             assert path.exists(), f"{line} has not written {path}"
+        if command == "score-segments":
+            printed = captured.out
+    # Two ways to the same figure: the ranking in the CSV, and the evaluation.
+    (report,) = (shards / "yt8m/models/frame/sample_model").glob("eval-segments/*.json")
+    mean_ap = re.search(r"mAP@100000: ([\d.]+)", printed)[1]
+    assert float(mean_ap) == pytest.approx(
+        json.loads(report.read_text())["map"], abs=1e-6
+    )
+
+    # An export knows the classes of segments too.
+    sample = f"{shards}/yt8m/models/frame/sample_model"
+    exported = str(shards / "exported")
+    assert (
+        main.run("export", [f"--train_dir={sample}", f"--output_dir={exported}"]) == 0
+    )
+    again = [
+        f"--input_data_pattern={shards}/yt8m/3/frame/test/test*",
+        "--segment_labels",
+    ]
+    again += [f"--saved_model={exported}", f"--output_file={shards}/again.csv"]
+    assert main.run("inference", again) == 0
+    solution = (shards / "tmp/kaggle_solution.csv").read_text()
+    assert (shards / "again.csv").read_text() == solution
+
     models = shards / "models"
     bundled = (models / "bundled.csv").read_text()
     assert bundled == (models / "unbundled.csv").read_text()
     assert len(bundled.splitlines()) == 25
     assert (models / "converted.csv").read_text().splitlines()[1] == "ab12,5 0.9 3 0.2"
-    solution = (shards / "tmp/kaggle_solution.csv").read_text().splitlines()
-    assert solution[0] == "Class,Segments"
+    assert solution.startswith("Class,Segments\n")
     stored = json.loads((models / "dbof/config.json").read_text())
     assert stored["model"]["args"]["clusters"] == 64
     assert stored["data"]["frames"]["count"] == 10
@@ -180,12 +204,14 @@ def test_repeated_flags_are_checked_against_the_run(shards, tmp_path, capsys):
     data = f"--train_data_pattern={shards}/features/train*"
     assert main.run("train", [run, data, "--max_steps=1"]) == 0
     score = [run, f"--eval_data_pattern={shards}/features/validate*", "--run_once"]
-    assert main.run("eval", [*score, "--model=LogisticModel"]) == 0
+    same = ["--model=LogisticModel", "--feature_names=mean_rgb", "--moe_l2=1e-8"]
+    assert main.run("eval", [*score, *same]) == 0
     capsys.readouterr()
     for flag, words in (
         ("--model=MoeModel", "model=LogisticModel, not model=MoeModel"),
         ("--feature_names=mean_audio", "features="),
-        ("--model_args=l2_penalty=1", "args={}, not args={'l2_penalty': 1}"),
+        ("--model_args=l2_penalty=1", "l2_penalty=1e-08, not l2_penalty=1"),
+        ("--moe_num_mixtures=2", "no argument num_mixtures, not num_mixtures=2"),
         ("--num_classes=7", "num_classes=3862, not num_classes=7"),
     ):
         assert main.run("eval", [*score, flag]) == 1

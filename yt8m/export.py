@@ -3,6 +3,7 @@
     OUTPUT_DIR/saved_model.pb, variables/    loads with TensorFlow alone
     OUTPUT_DIR/model.keras                   loads with Keras and this package
     OUTPUT_DIR/export.json                   the run's configuration, step, signatures
+    OUTPUT_DIR/segment_label_ids.csv         if the run has one
 
 The SavedModel carries its input transform and has two signatures:
 
@@ -45,7 +46,7 @@ from yt8m.data.frames import select_frames
 from yt8m.data.records import parse_batch
 from yt8m.errors import UserError
 from yt8m.model import FrameLevelModel, YT8MModel, forward, top_classes
-from yt8m.runs import EXPORT_FILE, Run
+from yt8m.runs import EXPORT_FILE, SEGMENT_CLASSES_FILE, Run
 
 log = logging.getLogger("yt8m")
 
@@ -75,6 +76,9 @@ def export(run: Run, output_dir: str, top_k: int = 20) -> None:
     def write(directory: str) -> None:
         tf.saved_model.save(module, directory, signatures)
         _save_keras(run, directory)
+        classes = os.path.join(run.directory, SEGMENT_CLASSES_FILE)
+        if tf.io.gfile.exists(classes):
+            tf.io.gfile.copy(classes, os.path.join(directory, SEGMENT_CLASSES_FILE))
         _write_record(run, signatures, os.path.join(directory, EXPORT_FILE))
 
     _write_directory(output_dir, EXPORT_FILE, write)

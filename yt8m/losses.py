@@ -1,8 +1,19 @@
 """Losses by name: `(labels, outputs, weights) -> per-example loss [B]`.
 
 Losses sum over the classes, as the starter code's do, so that its learning rates and
-L2 penalties carry over; the trainer averages over the examples. The names that end in
-`Compat` are the starter code's own formulas, which act on probabilities.
+L2 penalties carry over; the trainer averages over the examples. With p = sigmoid(x):
+
+| name | each cell, for label y and logit x |
+| --- | --- |
+| CrossEntropyLoss | -y log p - (1 - y) log(1 - p), exact at any x |
+| CrossEntropyLossCompat | the same with 1e-5 added inside the logarithms |
+| HingeLoss | max(0, 1 - (2 y - 1) x) |
+| HingeLossCompat | max(0, 1 - (2 y - 1) p) |
+| SoftmaxLoss | -y / sum(y) log softmax(x) |
+| SoftmaxLossCompat | -y / sum(y) log softmax(p) |
+
+The names that end in `Compat` are the starter code's own formulas, for comparison with
+its runs; the others act on the logits, as the papers do.
 """
 
 from collections.abc import Callable
@@ -46,7 +57,11 @@ def cross_entropy(labels: Any, outputs: dict[str, Any], weights: Any = None) -> 
 def cross_entropy_compat(
     labels: Any, outputs: dict[str, Any], weights: Any = None
 ) -> Any:
-    """The starter code's cross-entropy: 1e-5 is added inside both logarithms."""
+    """The starter code's cross-entropy: 1e-5 is added inside both logarithms.
+
+    A cell lies between -1e-5 and 11.5, and a badly wrong one has next to no gradient.
+    Arguments and result as those of `cross_entropy`.
+    """
     labels, logits = _labels_logits(labels, outputs)
     yes = ops.log(ops.sigmoid(logits) + _COMPAT_EPSILON)
     no = ops.log(ops.sigmoid(-logits) + _COMPAT_EPSILON)
@@ -63,7 +78,10 @@ def hinge(labels: Any, outputs: dict[str, Any], weights: Any = None) -> Any:
 
 
 def hinge_compat(labels: Any, outputs: dict[str, Any], weights: Any = None) -> Any:
-    """The starter code's hinge loss: the score is the probability."""
+    """The starter code's hinge loss: the score is the probability.
+
+    A negative therefore costs between 1 and 2, however low its score.
+    """
     labels, logits = _labels_logits(labels, outputs)
     scores = ops.sigmoid(logits)
     return _sum_classes(ops.relu(1.0 - (2.0 * labels - 1.0) * scores), weights)
@@ -79,7 +97,10 @@ def softmax(labels: Any, outputs: dict[str, Any], weights: Any = None) -> Any:
 
 
 def softmax_compat(labels: Any, outputs: dict[str, Any], weights: Any = None) -> Any:
-    """The starter code's softmax loss: the softmax is over the probabilities."""
+    """The starter code's softmax loss: the softmax is over the probabilities.
+
+    They lie in [0, 1], so that no class can get more than e times another's share.
+    """
     labels, logits = _labels_logits(labels, outputs)
     return _softmax_cross_entropy(labels, ops.sigmoid(logits), weights)
 

@@ -13,6 +13,7 @@ from keras import ops
 
 from yt8m import registry, schema
 from yt8m.config import FrameSelection
+from yt8m.layers.heads import Head, create_head
 from yt8m.layers.masking import length_mask
 from yt8m.layers.preprocessing import dequantize, l2_normalize
 
@@ -137,6 +138,63 @@ class FrameLevelModel(YT8MModel):
     def call(self, inputs: dict[str, Any], training: bool = False) -> Outputs:
         frames, mask = self.preprocess(inputs)
         return self.classify(frames, mask, training=training)
+
+
+class PoolingModel(FrameLevelModel):
+    """Base of models that pool the frames to one vector, which any head classifies.
+
+    A subclass defines `pool`.
+
+    Args:
+        head: name of the classifier, see `yt8m.layers.heads`.
+        num_mixtures: experts of each class; None takes the head's own number.
+        l2_penalty: the loss gets l2_penalty * sum(w^2) / 2 of the head's kernels.
+        gating_probabilities: context gating of the class probabilities, whose
+            weights are C x C.
+
+    Raises:
+        UserError: an unknown head, or `num_mixtures` for a head without mixtures.
+    """
+
+    def __init__(
+        self,
+        head: str = "moe",
+        num_mixtures: int | None = None,
+        l2_penalty: float = 1e-8,
+        gating_probabilities: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.head = head
+        self.num_mixtures = num_mixtures
+        self.l2_penalty = l2_penalty
+        self.gating_probabilities = gating_probabilities
+        self._create_classifier()  # refuses wrong arguments before anything is built
+
+    def _create_classifier(self) -> Head:
+        return create_head(
+            self.head,
+            self.num_classes,
+            num_mixtures=self.num_mixtures,
+            l2_penalty=self.l2_penalty,
+            gating_probabilities=self.gating_probabilities,
+            dtype=self.dtype_policy,
+            name="head",
+        )
+
+    def build(self, input_shapes: dict[str, Any]) -> None:
+        # Here, so that its weights follow those of the subclass in checkpoints.
+        self.classifier = self._create_classifier()
+        self.built = True
+
+    def pool(self, frames: Any, mask: Any, training: bool = False) -> Any:
+        """From preprocessed frames [B, T, D] and mask [B, T] to one vector [B, H]."""
+        raise NotImplementedError
+
+    def classify(self, frames: Any, mask: Any, training: bool = False) -> Outputs:
+        embedding = self.pool(frames, mask, training=training)
+        logits = self.classifier(embedding, training=training)
+        return {"logits": logits, "embedding": embedding}
 
 
 class VideoLevelModel(YT8MModel):

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from yt8m import schema
+from yt8m import registry, schema
 from yt8m.config import (
     LR_SCHEDULES,
     PRECISIONS,
@@ -142,8 +142,25 @@ def report_left_out(*readers) -> None:
         log.warning("%d bad record(s) were left out; each is named above.", count)
 
 
-def segment_labels(flags: FlagValues, help: str) -> None:
-    absl_flags.DEFINE_bool("segment_labels", False, help, flag_values=flags)
+def segment_max_pred(flags: FlagValues) -> None:
+    absl_flags.DEFINE_integer(
+        "segment_max_pred",
+        schema.MAX_SEGMENTS_PER_CLASS,
+        "The most segments of a class.",
+        1,
+        flag_values=flags,
+    )
+
+
+def segment_label_ids_file(flags: FlagValues, what: str, default: str) -> None:
+    """The file of the classes of segments: `what` is done with them."""
+    absl_flags.DEFINE_string(
+        "segment_label_ids_file",
+        None,
+        f"The classes {what}: a file or URL with the header Index and a class a line "
+        f"(default: {default}).",
+        flag_values=flags,
+    )
 
 
 def eval_frames(flags: FlagValues) -> None:
@@ -162,8 +179,16 @@ def vocabulary(flags: FlagValues, help: str) -> None:
     absl_flags.DEFINE_string("vocabulary", None, help, flag_values=flags)
 
 
-def model(flags: FlagValues) -> None:
-    """Flags that choose the model and its input."""
+def model(
+    flags: FlagValues,
+    segments: str = "Examples are the rated segments of 5 frames, not videos.",
+) -> None:
+    """Flags that choose the model and its input.
+
+    Args:
+        flags: where they are defined.
+        segments: what --segment_labels does.
+    """
     string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
     string(
         "model",
@@ -232,7 +257,7 @@ def model(flags: FlagValues) -> None:
         "True is --frame_selection=random, False is --frame_selection=contiguous.",
         flag_values=flags,
     )
-    segment_labels(flags, "Examples are the rated segments of 5 frames, not videos.")
+    absl_flags.DEFINE_bool("segment_labels", False, segments, flag_values=flags)
     define = {
         str: absl_flags.DEFINE_string,
         int: absl_flags.DEFINE_integer,
@@ -451,14 +476,20 @@ def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
     """
     segments = flags.segment_labels  # of this command, not of the run
     take_over(flags, stored)
-    flags.segment_labels = segments
+    flags.segment_labels = False
     data = dataclasses.replace(stored.data, segments=False)
     again = dataclasses.replace(
         stored,
-        model=model_config(flags, stored.model),
-        data=dataclasses.replace(data_config(flags, data), segments=False),
+        model=dataclasses.replace(model_config(flags, None), args=stored.model.args),
+        data=data_config(flags, data),
     )
+    flags.segment_labels = segments
     dataclasses.replace(stored, data=data).refuse_changes(again)
+    known = registry.arguments(registry.get(stored.model.name).cls) | stored.model.args
+    for name, value in model_args(flags).items():
+        if name not in known or known[name] != value:
+            was = f"{name}={known[name]}" if name in known else f"no argument {name}"
+            raise UserError(f"The run was started with {was}, not {name}={value}.")
 
 
 def evaluated_data(flags: FlagValues, data: DataConfig) -> tuple[DataConfig, dict]:

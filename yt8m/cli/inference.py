@@ -1,12 +1,44 @@
-"""Predicts the labels of shards and writes a Kaggle submission.
+"""Predicts the labels of shards: Kaggle submissions, segments, listings, embeddings.
 
     python inference.py --train_dir=/tmp/netvlad \\
         --input_data_pattern='test*.tfrecord' --output_file=submission.csv
+
+Segments of 5 frames, for the submission of 2019:
+
+    python inference.py --train_dir=/tmp/netvlad --segment_labels \\
+        --segment_label_ids_file=segment_label_ids.csv \\
+        --input_data_pattern='test*.tfrecord' --output_file=segments.csv
+
+In ten processes, each with its own part of the files; writes
+scores-00003-of-00010.csv, and `yt8m merge` joins the ten:
+
+    python inference.py --train_dir=/tmp/netvlad --num_shards=10 --shard_index=3 \\
+        --input_data_pattern='test*.tfrecord' --output_file=scores.csv
+
+Embeddings, on which video-level models train with --feature_names=embedding:
+
+    python inference.py --train_dir=/tmp/netvlad --output=embeddings \\
+        --input_data_pattern='train*.tfrecord' --output_file=train.tfrecord
+
+Flags of the model may be repeated; they are checked against the run, which knows them.
 """
+
+import contextlib
+import dataclasses
+import logging
+import os
+import tempfile
+from typing import Any
 
 from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
+from yt8m.config import DataConfig, FrameSelection
+from yt8m.errors import UserError
+
+log = logging.getLogger("yt8m")
+
+_LISTED_OF_A_SEGMENT = 3
 
 
 def define(flags: shared.FlagValues) -> None:
@@ -14,44 +46,329 @@ def define(flags: shared.FlagValues) -> None:
     shared.checkpoint(flags)
     shared.batch_size(flags, 512, "Videos in a batch; does not change the result.")
     shared.bad_records(flags)
-    shared.top_k(flags, "Predictions written for each video.")
-    absl_flags.DEFINE_string(
+    shared.eval_frames(flags)
+    shared.top_k(
+        flags,
+        "Predictions written for each video; of segments, those listed by --names "
+        f"({_LISTED_OF_A_SEGMENT} of each unless given).",
+    )
+    string = absl_flags.DEFINE_string
+    string(
         "saved_model",
         None,
         "Directory of an exported model, to be used instead of --train_dir.",
         flag_values=flags,
     )
-    absl_flags.DEFINE_string(
-        "input_data_pattern", "", "Shards to predict: globs.", flag_values=flags
+    string(
+        "input_model_tgz",
+        "",
+        "A model bundle, to be used instead of --train_dir.",
+        flag_values=flags,
     )
-    absl_flags.DEFINE_string(
+    string(
+        "untar_model_dir",
+        "",
+        "Where it is unpacked and kept (default: a temporary directory).",
+        flag_values=flags,
+    )
+    string(
+        "output_model_tgz",
+        "",
+        "Also write the model, weights and configuration, as one file.",
+        flag_values=flags,
+    )
+    string("input_data_pattern", "", "Shards to predict: globs.", flag_values=flags)
+    string(
         "output_file",
         "",
-        "The CSV file to write; gzipped if it ends in .gz.",
+        "The file to write; a submission is gzipped if it ends in .gz.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_enum(
+        "output",
+        "predictions",
+        ["predictions", "embeddings"],
+        "What to write; embeddings are what the classifier sees of a video, as a "
+        "TFRecord file of video-level records.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_enum(
+        "output_format",
+        None,
+        ["csv", "tfrecord"],
+        "csv is Kaggle's (the default); tfrecord, for --segment_labels, keeps the "
+        "scores, for `yt8m merge` and ensembles (the default with --num_shards).",
+        flag_values=flags,
+    )
+    shared.model(
+        flags,
+        "Predicts each 5 seconds of the videos, and ranks them for each class.",
+    )
+    shared.segment_max_pred(flags)
+    shared.segment_label_ids_file(
+        flags, "to rank", "those of the rated segments that the run saw"
+    )
+    _define_shards(flags)
+    string(
+        "names",
+        None,
+        "Also write a listing for people: .csv, or .json for an object a line. Of "
+        "segments, a timeline.",
+        flag_values=flags,
+    )
+    shared.vocabulary(flags, "A vocabulary.csv with the names of the classes.")
+
+
+def _define_shards(flags: shared.FlagValues) -> None:
+    absl_flags.DEFINE_integer(
+        "num_shards",
+        1,
+        "Parts into which the input files are divided.",
+        1,
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_integer(
+        "shard_index",
+        None,
+        "The part that is predicted here, from 0. Its number is added to the names of "
+        "the files that are written, as in NAME-00003-of-00010.csv, unless they hold "
+        "it.",
+        0,
         flag_values=flags,
     )
 
 
 def run(flags: shared.FlagValues) -> int:
+    if not flags.input_model_tgz:
+        return _predict(flags)
+    from yt8m.inference import bundle
+
+    if flags.saved_model or (shared.given(flags, "train_dir") and flags.train_dir):
+        raise UserError(
+            "--input_model_tgz brings its own model: leave out --train_dir and "
+            "--saved_model."
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = flags.untar_model_dir or os.path.join(temporary, "model")
+        flags.train_dir = bundle.read_bundle(flags.input_model_tgz, directory)
+        return _predict(flags)
+
+
+def _predict(flags: shared.FlagValues) -> int:
+    import tensorflow as tf
+
     from yt8m import runs
-    from yt8m.inference import predict
+    from yt8m.data import pipeline
+    from yt8m.inference import embeddings, predict
 
     shared.require(flags, "input_data_pattern", "No data to predict")
     shared.require(flags, "output_file", "No file to write")
-    if flags.saved_model:
-        source = predict.load_saved_model(flags.saved_model)
-        data, model, origin = source.config, source, flags.saved_model
-    else:
-        run = runs.load_run(flags.train_dir.rstrip("/"), flags.checkpoint)
-        data, model, origin = run.config.data, run.model, run.checkpoint.path
-    reader = shared.reader(
-        flags,
-        "input_data_pattern",
-        data,
-        wanted_by=origin,
-        batch_size=flags.batch_size,
+    _refuse_contradictions(flags)
+    files = pipeline.list_files(flags.input_data_pattern, "--input_data_pattern")
+    shard = (flags.num_shards, flags.shard_index or 0)
+    files = predict.shard_files(files, *shard)
+    output_file = predict.shard_path(flags.output_file, *shard)
+    if tf.io.gfile.isdir(output_file):
+        raise UserError(f"{output_file} is a directory; give --output_file a name.")
+    runs.make_directory(os.path.dirname(output_file) or ".")
+
+    model, data, origin = _load(flags)
+    # A model that was trained on segments predicts whole videos too.
+    data, options = shared.evaluated_data(
+        flags, dataclasses.replace(data, segments=False)
     )
-    count = predict.predict(model, reader, flags.output_file, top_k=flags.top_k)
+    most_frames = data.frames.count  # of a segment; none is skipped in it
+    if flags.segment_labels:
+        if data.level != "frame":
+            raise UserError(
+                f"--segment_labels needs a frame-level model; {origin} is of a "
+                "video-level one, which sees no frames."
+            )
+        classes = _segment_classes(flags, data.num_classes)
+        data = dataclasses.replace(data, frames=FrameSelection())
+    reader = pipeline.Reader(
+        pipeline.check_files(files, data, wanted_by=origin),
+        data,
+        batch_size=flags.batch_size,
+        on_bad_record=flags.on_bad_record,
+        num_readers=flags.num_readers,
+        **options,
+    )
+    with _listing(flags, shard) as listing:
+        if flags.segment_labels:
+            said = _write_segments(
+                flags, model, reader, classes, most_frames, listing, output_file
+            )
+        elif flags.output == "embeddings":
+            count, size = embeddings.write_embeddings(model, reader, output_file)
+            said = (
+                f"{count} embeddings made (--feature_names={embeddings.FEATURE} "
+                f"--feature_sizes={size})"
+            )
+        else:
+            count = predict.predict(
+                model, reader, output_file, top_k=flags.top_k, listing=listing
+            )
+            said = f"{count} videos predicted"
     shared.report_left_out(reader)
-    print(f"{count} videos predicted by {origin}: {flags.output_file}")
+    print(f"{said} by {origin}: {output_file}")
     return 0
+
+
+def _refuse_contradictions(flags: shared.FlagValues) -> None:
+    """Raises `UserError` for flags that make no sense together."""
+
+    def refuse(wrong: bool, text: str) -> None:
+        if wrong:
+            raise UserError(text)
+
+    embeddings = flags.output == "embeddings"
+    refuse(
+        flags.num_shards > 1 and flags.shard_index is None,
+        f"--num_shards={flags.num_shards}: give --shard_index, the part to predict "
+        f"here, 0 .. {flags.num_shards - 1}.",
+    )
+    for name in ("segment_max_pred", "segment_label_ids_file"):
+        refuse(
+            shared.given(flags, name) and not flags.segment_labels,
+            f"--{name} is given without --segment_labels.",
+        )
+    for name in ("segment_labels", "names", "top_k"):
+        refuse(
+            embeddings and shared.given(flags, name) and bool(flags[name].value),
+            f"--{name} is of no use to --output=embeddings; leave it out.",
+        )
+    refuse(
+        flags.segment_labels and flags.eval_frames == "random",
+        "--eval_frames=random: the frames of a segment are not drawn; leave it out.",
+    )
+    refuse(
+        bool(flags.names) != bool(flags.vocabulary),
+        "--names, the listing to write, and --vocabulary, the file with the names, "
+        "must be given together.",
+    )
+    refuse(
+        bool(flags.output_model_tgz and flags.saved_model),
+        "--output_model_tgz bundles a run: give --train_dir, not --saved_model.",
+    )
+    refuse(
+        bool(flags.untar_model_dir and not flags.input_model_tgz),
+        "--untar_model_dir is given without --input_model_tgz.",
+    )
+    refuse(
+        flags.names == flags.output_file,
+        f"--names and --output_file are both {flags.names}.",
+    )
+    refuse(
+        embeddings and flags.output_format == "csv",
+        "--output_format=csv: embeddings are written as a TFRecord file only.",
+    )
+    refuse(
+        flags.output_format == "tfrecord" and not (flags.segment_labels or embeddings),
+        "--output_format=tfrecord needs --segment_labels: the CSV of videos holds all "
+        "scores.",
+    )
+    refuse(
+        flags.output_format == "csv" and flags.segment_labels and flags.num_shards > 1,
+        "--output_format=csv: a CSV of segments holds no scores by which those of "
+        f"{flags.num_shards} shards could be merged; leave it out.",
+    )
+    if flags.segment_labels and shared.given(flags, "top_k") and not flags.names:
+        log.warning(
+            "--top_k=%d has no effect on segments: each class ranks all of them.",
+            flags.top_k,
+        )
+
+
+def _load(flags: shared.FlagValues) -> tuple[Any, DataConfig, str]:
+    """The model, what it reads, and the name of where it comes from."""
+    from yt8m import runs
+    from yt8m.inference import bundle, predict
+
+    if flags.saved_model:
+        exported = predict.load_saved_model(flags.saved_model)
+        shared.check_repeated(flags, exported.run_config)
+        return exported, exported.config, flags.saved_model
+    directory = flags.train_dir.rstrip("/")
+    config = runs.read_config(directory)
+    runs.load_registries(config.model.module)
+    shared.check_repeated(flags, config)
+    run = runs.load_run(directory, flags.checkpoint)
+    if flags.output_model_tgz:
+        bundle.write_bundle(run, flags.output_model_tgz)
+    return run.model, run.config.data, run.checkpoint.path
+
+
+def _segment_classes(flags: shared.FlagValues, num_classes: int) -> Any:
+    """The classes to rank, ascending: of the flag's file, or of the run's own.
+
+    Raises:
+        UserError: there is neither, or a class that the model does not have.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from yt8m import runs
+    from yt8m.data.segments import load_class_ids
+
+    path = flags.segment_label_ids_file
+    if not path:
+        directory = flags.saved_model or flags.train_dir
+        path = os.path.join(directory, runs.SEGMENT_CLASSES_FILE)
+        if not tf.io.gfile.exists(path):
+            raise UserError(
+                "Which classes to rank is not known: give --segment_label_ids_file, "
+                "which `yt8m count --segments --output_file=...` writes from rated "
+                "shards, or score the run on them with `eval.py --segment_labels`."
+            )
+    classes = np.unique(load_class_ids(path))
+    if classes[-1] >= num_classes:
+        raise UserError(
+            f"{path}: class {classes[-1]} is not one of the model's {num_classes}."
+        )
+    log.info("%d classes of segments, from %s.", len(classes), path)
+    return classes
+
+
+def _listing(flags: shared.FlagValues, shard: tuple[int, int]) -> Any:
+    """The open listing of --names, or a context of None."""
+    if not flags.names:
+        return contextlib.nullcontext()
+    from yt8m.data.vocabulary import load_vocabulary
+    from yt8m.inference import listing, predict
+
+    return listing.ListingWriter(
+        predict.shard_path(flags.names, *shard),
+        load_vocabulary(flags.vocabulary).name,
+        segments=flags.segment_labels,
+    )
+
+
+def _write_segments(
+    flags: shared.FlagValues,
+    model: Any,
+    reader: Any,
+    classes: Any,
+    most_frames: int | None,
+    listing: Any,
+    output_file: str,
+) -> str:
+    """Ranks the segments, writes the ranking, and says what was done."""
+    from yt8m.inference import predict
+    from yt8m.inference.segments import SegmentRanking
+
+    ranking = SegmentRanking(classes, limit=flags.segment_max_pred)
+    count = predict.predict_segments(
+        model,
+        reader,
+        ranking,
+        most_frames=most_frames,
+        listing=listing,
+        listed=flags.top_k if shared.given(flags, "top_k") else _LISTED_OF_A_SEGMENT,
+    )
+    said = f"{ranking.num_segments} segments of {count} videos predicted"
+    if flags.output_format == "tfrecord" or flags.num_shards > 1:
+        ranking.write(output_file)
+        return f"{said}, with scores for `yt8m merge`,"
+    ranking.write_csv(output_file)
+    return said

@@ -1,29 +1,38 @@
-"""From a model and a reader to a submission, without holding either in memory.
+"""From a model and a reader to files of predictions, without holding either in memory.
 
 Reading, computing and writing overlap: tf.data reads ahead, the device computes, and
-one thread formats and writes what the device is done with. Only the best `top_k`
-classes of a video leave the device.
+one thread formats and writes what the device is done with. Only what is written
+leaves the device: the best `top_k` classes of a video, the wanted classes of a segment.
 """
 
 import json
 import os
+import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from yt8m import runs
+from yt8m import runs, schema
 from yt8m.config import DataConfig, RunConfig
+from yt8m.data.frames import even_frames
 from yt8m.data.pipeline import Reader
 from yt8m.errors import UserError
+from yt8m.inference.listing import ListingWriter
+from yt8m.inference.segments import SegmentRanking
 from yt8m.inference.submission import SubmissionWriter
 from yt8m.model import YT8MModel, forward, top_classes
 from yt8m.progress import Progress
 
 # Batches computed but not yet written; a slow disk stops the device, not the memory.
 _MAX_PENDING = 4
+# A batch of videos has up to 60 times as many windows; their activations would fill
+# any device (40,960 floats a window in a DBoF of 8,192 clusters).
+_WINDOWS_AT_ONCE = 512
+_SHARD_NAME = re.compile(r"(\d+)-of-(\d+)")
 
 
 class ExportedModel:
@@ -34,6 +43,7 @@ class ExportedModel:
 
     Attributes:
         config: what the model reads of each record.
+        run_config: the configuration of the run that was exported.
         input_names: the keys of a batch that it takes.
 
     Raises:
@@ -52,6 +62,7 @@ class ExportedModel:
                 f"--saved_model={path} cannot be loaded: {runs.reason(e)}; give the "
                 "--output_dir of an `export_model.py`."
             ) from e
+        self.run_config = config
         self.config: DataConfig = config.data
         self._signature = self._loaded.signatures["serving_default"]
         self._specs = self._signature.structured_input_signature[1]
@@ -59,18 +70,40 @@ class ExportedModel:
 
     def __call__(self, inputs: dict[str, Any], training: bool = False):
         """Logits float32 [B, C] (and the other outputs) of a batch."""
-        for name, spec in self._specs.items():
-            if inputs[name].dtype != spec.dtype:
-                raise UserError(
-                    f"--saved_model={self.path} takes {name} as {spec.dtype.name}, "
-                    f"but the records hold {inputs[name].dtype.name}."
-                )
+        self.check_types(inputs)
         return self._signature(**inputs)
+
+    def check_types(self, inputs: dict[str, Any]) -> None:
+        """Raises `UserError` if the records hold a feature in another type."""
+        for name, value in inputs.items():
+            if value.dtype != self._specs[name].dtype:
+                raise UserError(
+                    f"--saved_model={self.path} takes {name} as "
+                    f"{self._specs[name].dtype.name}, but the records hold "
+                    f"{value.dtype.name}."
+                )
 
 
 def load_saved_model(path: str) -> ExportedModel:
     """Loads what `export_model.py` wrote. Raises `UserError` if it cannot."""
     return ExportedModel(path)
+
+
+def model_inputs(
+    model: YT8MModel | ExportedModel, batch: dict[str, tf.Tensor]
+) -> dict[str, tf.Tensor]:
+    """What the model reads of a batch.
+
+    Raises:
+        UserError: an exported model takes it in another type.
+    """
+    inputs = {name: batch[name] for name in model.input_names}
+    if isinstance(model, ExportedModel):
+        model.check_types(inputs)  # in a compiled function, errors take many lines
+    return inputs
+
+
+# --- videos --------------------------------------------------------------------------
 
 
 def predict_function(
@@ -90,7 +123,7 @@ def predict_function(
     def best(inputs):
         return top_classes(forward(model, inputs)["logits"], top_k)
 
-    return lambda batch: best({name: batch[name] for name in model.input_names})
+    return lambda batch: best(model_inputs(model, batch))
 
 
 def predict(
@@ -99,6 +132,7 @@ def predict(
     output_file: str,
     top_k: int = 20,
     progress: Progress | None = None,
+    listing: ListingWriter | None = None,
 ) -> int:
     """Writes the submission of a reader's videos, in the reader's order.
 
@@ -110,6 +144,7 @@ def predict(
         output_file: CSV; gzipped if it ends in `.gz`; may be remote.
         top_k: pairs written for each video.
         progress: None shows one on standard error.
+        listing: an open one, to which the same predictions go with their names.
 
     Returns:
         The number of videos written.
@@ -122,18 +157,210 @@ def predict(
     with (
         SubmissionWriter(output_file) as writer,
         progress or Progress(total=reader.num_examples) as progress,
-        ThreadPoolExecutor(max_workers=1) as thread,
     ):
-        pending: deque[Future[int]] = deque()
 
-        def write(ids: tf.Tensor, classes: tf.Tensor, scores: tf.Tensor) -> int:
-            writer.write(ids.numpy(), classes.numpy(), scores.numpy())
+        def write(*results: tf.Tensor) -> int:
+            ids, classes, scores = (result.numpy() for result in results)
+            writer.write(ids, classes, scores)
+            if listing:
+                listing.write_videos(ids, classes, scores)
             return len(scores)
 
-        for batch, host in reader.batches():
-            pending.append(thread.submit(write, host["id"], *function(batch)))
+        results = ((host["id"], *function(batch)) for batch, host in reader.batches())
+        overlap(results, write, progress)
+    return writer.count
+
+
+def overlap(
+    results: Iterable[tuple], write: Callable[..., int], progress: Progress
+) -> None:
+    """Calls `write(*result)` for each of `results`, in order, in a thread beside them.
+
+    Args:
+        results: lazy; at most a few are computed before they are written.
+        write: gives the number of videos that are done.
+        progress: open; is told of them.
+    """
+    pending: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        for result in results:
+            pending.append(thread.submit(write, *result))
             while len(pending) > _MAX_PENDING or (pending and pending[0].done()):
                 progress.update(pending.popleft().result())
         while pending:
             progress.update(pending.popleft().result())
-    return writer.count
+
+
+# --- segments ------------------------------------------------------------------------
+
+
+def cut_windows(num_frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts every video into consecutive windows of `schema.SEGMENT_FRAMES` frames.
+
+    They start at 0 and do not overlap; the last one of a video may be shorter. A video
+    without frames has none.
+
+    Args:
+        num_frames: integers [B].
+
+    Returns:
+        Of the n windows, in the order of the videos and of time, int32 [n] each: the
+        number of the video in the batch, the first frame, and the number of frames.
+    """
+    starts = np.arange(0, num_frames.max(initial=0), schema.SEGMENT_FRAMES)
+    rows, windows = np.nonzero(starts < num_frames[:, None])
+    starts = starts[windows]
+    lengths = np.minimum(num_frames[rows] - starts, schema.SEGMENT_FRAMES)
+    return rows.astype(np.int32), starts.astype(np.int32), lengths.astype(np.int32)
+
+
+def segment_function(
+    model: YT8MModel | ExportedModel,
+    classes: np.ndarray,
+    most_frames: int | None = None,
+    listed: int = 0,
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """The compiled function from windows of a batch to their logits.
+
+    Args:
+        model: a frame-level model.
+        classes: integers [K], the classes that are wanted.
+        most_frames: that the model takes of a window, evenly spaced; None for all.
+        listed: best of `classes` to give.
+
+    Returns:
+        A function of a reader's batch and of `cut_windows`' rows, starts and lengths
+        [n] that gives the logits float32 [n, K] of `classes`, and as `top_classes` the
+        places in `classes` of the best `listed`, and their probabilities.
+    """
+    count = min(most_frames or schema.SEGMENT_FRAMES, schema.SEGMENT_FRAMES)
+    features = [name for name in model.input_names if name != "num_frames"]
+
+    @tf.function(reduce_retracing=True)
+    def score(videos, rows, starts, lengths):
+        inputs = {"num_frames": tf.minimum(lengths, count)}
+        # On the host: GPUs have no gather of bytes, and the batch need not fit there.
+        with tf.device("/CPU:0"):
+            places = starts[:, None] + even_frames(lengths, count)
+            for name in features:
+                frames = tf.reshape(videos[name], [-1, videos[name].shape[-1]])
+                first = rows * tf.shape(videos[name])[1]
+                inputs[name] = tf.gather(frames, first[:, None] + places)
+        logits = tf.gather(forward(model, inputs)["logits"], classes, axis=1)
+        return logits, *top_classes(logits, listed)
+
+    return lambda batch, *windows: score(model_inputs(model, batch), *windows)
+
+
+def predict_segments(
+    model: YT8MModel | ExportedModel,
+    reader: Reader,
+    ranking: SegmentRanking,
+    *,
+    most_frames: int | None = None,
+    progress: Progress | None = None,
+    listing: ListingWriter | None = None,
+    listed: int = 3,
+) -> int:
+    """Adds every window of 5 frames of a reader's videos to a ranking.
+
+    Args:
+        model: a frame-level model, built or exported.
+        reader: of whole videos, with all of their frames, in file order.
+        ranking: its `classes` are predicted.
+        most_frames: as `segment_function`.
+        progress: None shows one on standard error.
+        listing: an open one, to which the best classes of each window go.
+        listed: how many.
+
+    Returns:
+        The number of videos.
+
+    Raises:
+        UserError: bad data, or scores that are not finite.
+    """
+    function = segment_function(
+        model, ranking.classes, most_frames, listed if listing else 0
+    )
+    with progress or Progress(total=reader.num_examples) as progress:
+
+        def results() -> Iterator[tuple]:
+            for batch, host in reader.batches():
+                ids = host["id"].numpy()
+                windows = cut_windows(batch["num_frames"].numpy())
+                for first in range(0, len(windows[0]), _WINDOWS_AT_ONCE):
+                    some = [w[first : first + _WINDOWS_AT_ONCE] for w in windows]
+                    yield ids, some, function(batch, *map(tf.constant, some))
+                yield ids, None, None
+
+        unlisted: list[tuple] = []  # windows of the batch
+
+        def write(ids, windows, outputs) -> int:
+            if outputs is None:  # the batch is done
+                if listing:
+                    listing.write_segments(ids, unlisted)
+                unlisted.clear()
+                return len(ids)
+            rows, starts, lengths = windows
+            logits, best, scores = (output.numpy() for output in outputs)
+            ranking.add(ids, rows, starts, logits)
+            if listing:
+                chosen = ranking.classes[best]
+                unlisted.append((rows, starts, starts + lengths, chosen, scores))
+            return 0
+
+        overlap(results(), write, progress)
+        return progress.done
+
+
+# --- files ---------------------------------------------------------------------------
+
+
+def shard_files(files: list[str], num_shards: int, shard_index: int) -> list[str]:
+    """The part `shard_index` of `num_shards` of `files`.
+
+    The parts are contiguous, so that their results one after the other are those of
+    all files, and differ by one file at most.
+
+    Raises:
+        UserError: there is no such part, or no file for it.
+    """
+    if not 0 <= shard_index < num_shards:
+        raise UserError(
+            f"--shard_index={shard_index} must be 0 .. {num_shards - 1}, less than "
+            f"--num_shards={num_shards}."
+        )
+    if num_shards > len(files):
+        raise UserError(
+            f"--num_shards={num_shards} is more than there are files; give "
+            f"--num_shards={len(files)} at most."
+        )
+    first, end = (len(files) * i // num_shards for i in (shard_index, shard_index + 1))
+    return files[first:end]
+
+
+def shard_path(path: str, num_shards: int, shard_index: int) -> str:
+    """`path` with the shard's number, as in `scores-00003-of-00010.csv`.
+
+    A name that holds such a number already is taken as it is; with one shard, any is.
+
+    Raises:
+        UserError: the name holds the number of another shard.
+    """
+    if num_shards == 1:
+        return path
+    folder, name = os.path.split(path)
+    held = _SHARD_NAME.search(name)
+    if held:
+        if [int(number) for number in held.groups()] != [shard_index, num_shards]:
+            raise UserError(
+                f"{path} is the name of another shard than --shard_index="
+                f"{shard_index} of --num_shards={num_shards}."
+            )
+        return path
+    stem, extension = os.path.splitext(name)
+    if extension == ".gz":
+        stem, inner = os.path.splitext(stem)
+        extension = inner + extension
+    name = f"{stem}-{shard_index:05d}-of-{num_shards:05d}{extension}"
+    return os.path.join(folder, name)

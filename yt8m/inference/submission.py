@@ -10,7 +10,7 @@ in `.gz` is compressed. Paths may be remote (`gs://`).
 import contextlib
 import gzip
 import math
-import zlib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,43 +20,36 @@ import tensorflow as tf
 
 from yt8m import runs, schema
 from yt8m.errors import DataError, UserError
+from yt8m.inference.replaced_file import FILE_ERRORS, ReplacedFile
 
 HEADER = b"VideoId,LabelConfidencePairs"
 
-# Level 3 keeps up with the writer; level 9 is six times slower and saves 5 %.
-_GZIP_LEVEL = 3
 _RECORDS_PER_BLOCK = 256
 _BLOCK_BYTES = 1 << 17
 # 3,862 pairs take about 60 kB: a longer line is that of another kind of file.
 _MAX_LINE_BYTES = 1 << 20
 _SHOWN_PER_KIND = 5
-_FILE_ERRORS = (OSError, EOFError, zlib.error, tf.errors.OpError)
+_LARGEST_CLASS = 2**31 - 1  # what an int32 holds
 
 
 class SubmissionWriter:
     """Writes a submission batch by batch; the file appears only when it is complete.
 
-    It is written under a temporary name in the same folder, renamed at the end, and
-    removed if the `with` block is left by an exception.
-
-    Raises:
-        UserError: the file cannot be written (no such folder, disk full, ...).
+    Attributes:
+        count: videos written.
     """
 
     def __init__(self, path: str):
-        self.path = path
-        self.count = 0  # videos written
-        self._temporary = f"{path}.tmp"
+        self._file = ReplacedFile(path)
+        self.count = 0
 
     def __enter__(self) -> "SubmissionWriter":
-        self._raw = self._file = tf.io.gfile.GFile(self._temporary, "wb")
-        with self._explained():
-            self._raw.write(b"")  # opens it, so that a bad path is found at once
-            if self.path.endswith(".gz"):
-                # Neither name nor time: equal scores give equal bytes.
-                self._file = gzip.GzipFile("", "wb", _GZIP_LEVEL, self._raw, mtime=0)
-            self._file.write(HEADER + b"\n")
+        self._file.__enter__()
+        self._file.write(HEADER + b"\n")
         return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.__exit__(*exception)
 
     def write(
         self, ids: Sequence[bytes], classes: np.ndarray, scores: np.ndarray
@@ -80,50 +73,15 @@ class SubmissionWriter:
         rows[:, 2::2] = scores
         _refuse_bad_values(rows[:, 0].tolist(), scores)
         line = b"%s," + b" ".join([b"%i %g"] * k) + b"\n"
-        text = b"".join([line % tuple(row) for row in rows.tolist()])
-        with self._explained():
-            self._file.write(text)
+        self._file.write(b"".join([line % tuple(row) for row in rows.tolist()]))
         self.count += batch
-
-    def __exit__(self, kind, *exception) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        with self._explained():
-            self._close()
-            tf.io.gfile.rename(self._temporary, self.path, overwrite=True)
-
-    def _close(self) -> None:
-        if self._file is not self._raw:
-            self._file.close()
-        self._raw.close()
-
-    def _discard(self) -> None:
-        # What made the file unwritable may strike again here, and is known already.
-        for remove in (self._close, self._raw.close):
-            with contextlib.suppress(*_FILE_ERRORS):
-                remove()
-        with contextlib.suppress(*_FILE_ERRORS):
-            tf.io.gfile.remove(self._temporary)
-
-    @contextlib.contextmanager
-    def _explained(self):
-        """Leaves nothing behind an error, and words it if the user can mend it."""
-        try:
-            yield
-        except BaseException as e:
-            self._discard()
-            if isinstance(e, _FILE_ERRORS):
-                reason = runs.reason(e)
-                raise UserError(f"{self.path} cannot be written: {reason}") from e
-            raise
 
 
 def _refuse_bad_values(ids: list[bytes], scores: np.ndarray) -> None:
     finite = np.isfinite(scores).all(axis=1)
     if not finite.all():
         raise DataError(
-            f"The scores of video {_text(ids[int(finite.argmin())])} are not finite "
+            f"The scores of video {as_text(ids[int(finite.argmin())])} are not finite "
             "numbers; the model's weights or the video's features are not either."
         )
     joined = b"".join(ids)
@@ -152,20 +110,33 @@ def read_submission(path: str) -> Iterator[tuple[bytes, np.ndarray, np.ndarray]]
         DataError: not a submission; names file and line.
         UserError: the file cannot be read.
     """
-    lines = _lines(path)
-    _, header = next(lines, (1, b""))
-    if header.rstrip() != HEADER:
-        raise DataError(f"{path}, line 1: {_header_fault(header)}")
-    for number, line in lines:
-        try:
-            video_id, classes, scores = _parse(line)
-        except ValueError:
-            raise DataError(f"{path}, line {number}: {_line_fault(line)}") from None
+    for _, video_id, classes, scores in _parsed_lines(path):
         yield video_id, np.array(classes, np.int32), np.array(scores)
 
 
-def _lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """Numbers, from 1, and lines with their ends."""
+def _parsed_lines(path: str) -> Iterator[tuple[bytes, bytes, list[int], list[float]]]:
+    """Each line after the header, and the id, classes and scores in it."""
+    lines = read_lines(path, _MAX_LINE_BYTES)
+    _, header = next(lines, (1, b""))
+    if header.rstrip() != HEADER:
+        raise DataError(f"{path}, line 1: {header_fault(HEADER, header)}")
+    for number, line in lines:
+        try:
+            yield line, *_parse(line)
+        except ValueError:
+            raise DataError(f"{path}, line {number}: {_line_fault(line)}") from None
+
+
+def read_lines(path: str, max_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """The lines of a text file, compressed if it ends in `.gz`.
+
+    Yields:
+        The line's number, from 1, and the line with its end.
+
+    Raises:
+        DataError: a line is longer than `max_bytes`.
+        UserError: the file cannot be read.
+    """
     count, rest = 0, b""
     with contextlib.ExitStack() as files:
         try:
@@ -177,12 +148,12 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
                 rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
                 yield from enumerate(lines, count + 1)
                 count += len(lines)
-                if len(rest) > _MAX_LINE_BYTES:
+                if len(rest) > max_bytes:
                     raise DataError(
-                        f"{path}, line {count + 1}: longer than {_MAX_LINE_BYTES} "
-                        "bytes; this is not a submission."
+                        f"{path}, line {count + 1}: longer than {max_bytes} bytes; "
+                        "this is not a submission."
                     )
-        except _FILE_ERRORS as e:
+        except FILE_ERRORS as e:
             raise UserError(f"{path} cannot be read: {runs.reason(e)}") from e
         if rest:
             yield count + 1, rest
@@ -195,24 +166,30 @@ def _parse(line: bytes) -> tuple[bytes, list[int], list[float]]:
     # Python's own notation of numbers allows underscores.
     if not video_id or len(values) % 2 or b"_" in pairs:
         raise ValueError
-    return video_id, [int(c) for c in values[::2]], [float(s) for s in values[1::2]]
+    classes = [int(c) for c in values[::2]]
+    if max(map(abs, classes)) > _LARGEST_CLASS:
+        raise ValueError
+    return video_id, classes, [float(s) for s in values[1::2]]
 
 
-def _header_fault(line: bytes) -> str:
-    return f"the header must be {_text(HEADER)}, found {_quoted(line)}."
+def header_fault(header: bytes, found: bytes) -> str:
+    """What to say of a first line that is not `header`."""
+    return f"the header must be {as_text(header)}, found {quoted(found)}."
 
 
 def _line_fault(line: bytes) -> str:
-    return f"expected `id,class score class score ...`, found {_quoted(line)}."
+    return f"expected `id,class score class score ...`, found {quoted(line)}."
 
 
-def _text(value: bytes) -> str:
+def as_text(value: bytes) -> str:
+    """For messages: any bytes, readable."""
     return value.decode(errors="backslashreplace")
 
 
-def _quoted(line: bytes) -> str:
+def quoted(line: bytes) -> str:
+    """For messages: the start of a line, in quotation marks."""
     start = line.rstrip(b"\r\n")
-    return repr(_text(start[:60])) + ("..." if len(start) > 60 else "")
+    return repr(as_text(start[:60])) + ("..." if len(start) > 60 else "")
 
 
 def read_ids(files: Iterable[str]) -> Iterator[bytes]:
@@ -232,6 +209,49 @@ def read_ids(files: Iterable[str]) -> Iterator[bytes]:
                 yield from ids.numpy().tolist()
         except tf.errors.OpError as e:
             raise DataError(f"{path} cannot be read: {runs.reason(e)}") from e
+
+
+# --- merging -------------------------------------------------------------------------
+
+
+def merge_submissions(paths: Sequence[str], output_file: str) -> int:
+    """Writes one submission of several, line by line, in the order of `paths`.
+
+    Memory grows by about 100 bytes a video, for the ids seen.
+
+    Args:
+        paths: files of the 2017 and 2018 format.
+        output_file: compressed if it ends in `.gz`.
+
+    Returns:
+        The number of videos written.
+
+    Raises:
+        DataError: a file is no submission, or a video is there twice; names files and
+            lines.
+        UserError: a file cannot be read or written.
+    """
+    numbers: dict[bytes, int] = {}  # of the line, over all files
+    firsts: list[int] = []  # of each file
+
+    def place(number: int) -> str:
+        file = bisect_right(firsts, number) - 1
+        return f"{paths[file]}, line {number - firsts[file] + 2}"
+
+    with ReplacedFile(output_file) as output:
+        output.write(HEADER + b"\n")
+        for path in paths:
+            firsts.append(len(numbers))
+            for line, video_id, _, _ in _parsed_lines(path):
+                number = len(numbers)
+                earlier = numbers.setdefault(video_id, number)
+                if earlier != number:
+                    raise DataError(
+                        f"{place(number)}: video {as_text(video_id)} is in "
+                        f"{place(earlier)} already; give every part once."
+                    )
+                output.write(line.rstrip(b"\r\n") + b"\n")
+    return len(numbers)
 
 
 # --- checking ------------------------------------------------------------------------
@@ -259,7 +279,7 @@ class Report:
         return not self.faults
 
 
-class _Problems:
+class Problems:
     """Collects the problems of a file, however many there are, in bounded memory."""
 
     def __init__(self, path: str):
@@ -304,13 +324,13 @@ def validate(
     Raises:
         UserError: the file cannot be read.
     """
-    problems = _Problems(path)
+    problems = Problems(path)
     # The line in which each id was seen, 0 for one that is only expected.
     seen: dict[bytes, int] = {} if ids is None else dict.fromkeys(ids, 0)
-    lines = _lines(path)
+    lines = read_lines(path, _MAX_LINE_BYTES)
     number, line = next(lines, (0, b""))
     if line.rstrip() != HEADER:
-        problems.add("wrong header", _header_fault(line), 1)
+        problems.add("wrong header", header_fault(HEADER, line), 1)
     for number, line in lines:
         try:
             video_id, classes, scores = _parse(line)
@@ -319,11 +339,11 @@ def validate(
             continue
         earlier = seen.get(video_id)
         if earlier:
-            text = f"video {_text(video_id)} is in line {earlier} already."
+            text = f"video {as_text(video_id)} is in line {earlier} already."
             problems.add("repeated video", text, number)
         else:
             if earlier is None and ids is not None:
-                text = f"video {_text(video_id)} is not in the shards."
+                text = f"video {as_text(video_id)} is not in the shards."
                 problems.add("unknown video", text, number)
             seen[video_id] = number
         for kind, text in _pair_faults(classes, scores, num_classes, top_k):
@@ -334,7 +354,7 @@ def validate(
         problems.add("empty", "there is no prediction.")
     for video_id, at in seen.items():
         if not at:
-            problems.add("missing video", f"video {_text(video_id)} is missing.")
+            problems.add("missing video", f"video {as_text(video_id)} is missing.")
     return problems.report(max(number - 1, 0))
 
 

@@ -3,8 +3,11 @@
 A head is found by name, so that any model may take any of them:
 
     create_head("moe", num_classes=3862, num_mixtures=4)
+
+The starter code's class names, `MoeModel` and `LogisticModel`, are known too.
 """
 
+import inspect
 from typing import Any
 
 import keras
@@ -163,9 +166,33 @@ class MoEHead(Head):
 
 HEADS = {"logistic": LogisticHead, "moe": MoEHead}
 
+# The starter code named its heads by the video-level models that they are.
+_SPELLINGS = {"LogisticModel": "logistic", "MoeModel": "moe"}
 
-def create_head(head: str, num_classes: int, **args: Any) -> Head:
-    """Builds the head named `head`. Raises `UserError` with near matches if unknown."""
-    if head not in HEADS:
+
+def create_head(
+    head: str, num_classes: int, num_mixtures: int | None = None, **args: Any
+) -> Head:
+    """Builds the head named `head`.
+
+    Args:
+        head: a key of `HEADS`, or the starter code's name for it.
+        num_classes: number of classes C.
+        num_mixtures: experts of each class; None takes the head's own number.
+        args: as of `Head`.
+
+    Raises:
+        UserError: the head is unknown (near matches are listed), or has no mixtures
+            although `num_mixtures` is given.
+    """
+    name = _SPELLINGS.get(head, head)
+    if name not in HEADS:
         raise UserError(f"Unknown head {head}. {near_matches(head, HEADS)}")
-    return HEADS[head](num_classes, **args)
+    if num_mixtures is not None:
+        if "num_mixtures" not in inspect.signature(HEADS[name]).parameters:
+            raise UserError(
+                f"The head {head} has no mixtures: leave out num_mixtures="
+                f"{num_mixtures}, or take the head moe."
+            )
+        args["num_mixtures"] = num_mixtures
+    return HEADS[name](num_classes, **args)

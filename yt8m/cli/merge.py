@@ -1,0 +1,91 @@
+"""Joins the predictions of several parts of the data into one submission.
+
+    yt8m merge --input_files='parts/*' --output_file=submission.csv
+
+The parts are what `inference.py --num_shards` writes: submissions of videos, whose
+lines are joined, or rankings of segments with their scores, which become the one CSV
+file of all segments. What is in the files tells which.
+
+The parts are taken in the order in which they are listed, those of one glob by the
+numbers in their names (part-2 before part-10); equal scores rank in this order.
+"""
+
+import re
+
+from absl import flags as absl_flags
+
+from yt8m.cli import flags as shared
+from yt8m.errors import UserError
+
+
+def define(flags: shared.FlagValues) -> None:
+    string = absl_flags.DEFINE_string
+    string(
+        "input_files", "", "The parts: globs, separated by commas.", flag_values=flags
+    )
+    string(
+        "output_file",
+        "",
+        "The CSV file to write; gzipped if it ends in .gz.",
+        flag_values=flags,
+    )
+    shared.segment_max_pred(flags)
+
+
+def run(flags: shared.FlagValues) -> int:
+    from yt8m.inference import segments, submission
+
+    shared.require(flags, "input_files", "No parts to merge")
+    shared.require(flags, "output_file", "No file to write")
+    files = _list(flags.input_files)
+    if flags.output_file in files:
+        raise UserError(
+            f"--output_file={flags.output_file} is also one of the parts; choose "
+            "another name."
+        )
+    rankings = [path for path in files if segments.is_ranking(path)]
+    if not rankings:
+        _refuse_without_scores(files)
+        if shared.given(flags, "segment_max_pred"):
+            raise UserError("--segment_max_pred is given, but no part ranks segments.")
+        count = submission.merge_submissions(files, flags.output_file)
+        done = f"{count:,} videos"
+    elif len(rankings) == len(files):
+        ranking = segments.merge_rankings(
+            files, flags.output_file, flags.segment_max_pred
+        )
+        done = f"the best of {ranking.num_segments:,} segments"
+    else:
+        other = next(path for path in files if path not in rankings)
+        raise UserError(
+            f"{rankings[0]} is a ranking of segments and {other} is none; merge files "
+            "of one kind."
+        )
+    print(f"{done} from {len(files)} files: {flags.output_file}")
+    return 0
+
+
+def _refuse_without_scores(files: list[str]) -> None:
+    from yt8m.inference.segments import is_segment_submission
+
+    for path in filter(is_segment_submission, files):
+        raise UserError(
+            f"{path} has no scores by which its segments could be ranked among others; "
+            "merge what `inference.py --output_format=tfrecord` writes."
+        )
+
+
+def _list(patterns: str) -> list[str]:
+    """The files in the order of their patterns, each once."""
+    from yt8m.data.files import list_files
+
+    files: dict[str, None] = {}
+    for pattern in filter(None, map(str.strip, patterns.split(","))):
+        found = list_files(pattern, "--input_files")
+        files |= dict.fromkeys(sorted(found, key=_numbers_as_such))
+    return list(files)
+
+
+def _numbers_as_such(name: str) -> list[str | int]:
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]

@@ -1,0 +1,95 @@
+"""What a model's classifier sees of each video, as records to train on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from yt8m.data.files import sniff_first
+from yt8m.data.pipeline import Reader
+from yt8m.data.records import encode_video_record
+from yt8m.errors import DataError, UserError
+from yt8m.inference.predict import ExportedModel, model_inputs, overlap
+from yt8m.inference.replaced_file import ReplacedFile
+from yt8m.model import YT8MModel, forward
+from yt8m.progress import Progress
+
+FEATURE = "embedding"
+
+
+def write_embeddings(
+    model: YT8MModel | ExportedModel,
+    reader: Reader,
+    output_file: str,
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Writes the embeddings of a reader's videos as a TFRecord file, in its order.
+
+    Each record is an Example with the id, the labels if the input has them, and the
+    floats `embedding` [H]: any video-level model trains on it. The file appears when
+    it is complete; an error or Ctrl-C leaves nothing behind.
+
+    Args:
+        model: a built model, or an exported one.
+        reader: in file order (`seed=None`).
+        output_file: may be remote.
+        progress: None shows one on standard error.
+
+    Returns:
+        The number of videos written, and H.
+
+    Raises:
+        UserError: the model gives no embedding, bad data, embeddings that are not
+            finite, or a file that cannot be written.
+    """
+    sniffed = sniff_first(reader.files)[1]
+    size = 0
+
+    @tf.function(reduce_retracing=True)
+    def embed(inputs):
+        embedding = forward(model, inputs).get(FEATURE)
+        return None if embedding is None else tf.cast(embedding, tf.float32)
+
+    def results():
+        for batch, host in reader.batches():
+            embeddings = embed(model_inputs(model, batch))
+            if embeddings is None:
+                raise UserError(
+                    "The model gives no `embedding` beside its logits, so that "
+                    "--output=embeddings has nothing to write."
+                )
+            yield host["id"], batch["labels"], embeddings
+
+    with (
+        ReplacedFile(output_file, tf.io.TFRecordWriter) as file,
+        progress or Progress(total=reader.num_examples) as progress,
+    ):
+
+        def write(*result: tf.Tensor) -> int:
+            nonlocal size
+            ids, labels, embeddings = (values.numpy() for values in result)
+            _refuse_not_finite(ids, embeddings)
+            size = embeddings.shape[1]
+            for video_id, row, embedding in zip(ids, labels, embeddings, strict=True):
+                classes = np.flatnonzero(row)
+                # A batch does not tell no labels from none known.
+                known = classes.size or sniffed.has_labels
+                file.write(
+                    encode_video_record(
+                        video_id, {FEATURE: embedding}, classes if known else None
+                    )
+                )
+            return len(ids)
+
+        overlap(results(), write, progress)
+        return progress.done, size
+
+
+def _refuse_not_finite(ids: Sequence[bytes], embeddings: np.ndarray) -> None:
+    finite = np.isfinite(embeddings).all(axis=1)
+    if not finite.all():
+        bad = ids[int(finite.argmin())].decode(errors="replace")
+        raise DataError(
+            f"The embedding of video {bad} is not finite; the model's weights or the "
+            "video's features are not either."
+        )

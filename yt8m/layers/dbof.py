@@ -1,0 +1,133 @@
+"""DBoF: a deep bag of frames, pooled in a space of many learned words."""
+
+import keras
+from keras import ops
+
+from yt8m.layers.masking import masked_mean
+from yt8m.layers.normalization import BatchNormalization
+
+ACTIVATIONS = ("sigmoid", "relu", "relu6")
+POOLINGS = ("max", "average")
+
+
+@keras.saving.register_keras_serializable(package="yt8m")
+class DBoF(keras.layers.Layer):
+    """Projects each frame up to K values and pools each of them over the frames.
+
+    y_k = max_t (or mean_t) activation(BN(BN(x) W))_k, or without batch norm
+    activation(x W + b)_k, over the valid frames.
+
+    The batch norm of the frames is folded into W, which is exact and spares two
+    copies of the frames and, in the gradient, a product as large as the projection.
+
+    Args:
+        clusters: number of values K.
+        pooling: `max` or `average`.
+        activation: `sigmoid`, `relu` or `relu6`.
+        add_batch_norm: normalise the frames and the projections over the valid
+            frames; otherwise the projections have a bias.
+
+    Call arguments:
+        frames: [B, T, D]; padding may hold any finite value.
+        mask: bool [B, T].
+
+    Returns:
+        [B, K]; zeros for a video without frames.
+
+    Reference:
+        Abu-El-Haija et al. 2016, arXiv:1609.08675, section 4.1.2; defaults and
+        initial values as in the starter code.
+    """
+
+    def __init__(
+        self,
+        clusters: int,
+        pooling: str = "max",
+        activation: str = "sigmoid",
+        add_batch_norm: bool = True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if clusters < 1:
+            raise ValueError(
+                f"`clusters` must be positive. Received: clusters={clusters}"
+            )
+        for name, value, known in (
+            ("pooling", pooling, POOLINGS),
+            ("activation", activation, ACTIVATIONS),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(known)}. "
+                    f"Received: {name}={value}"
+                )
+        self.supports_masking = True
+        self.clusters = clusters
+        self.pooling = pooling
+        self.activation = activation
+        self.add_batch_norm = add_batch_norm
+
+    def build(self, frames_shape, mask_shape=None):
+        size = frames_shape[-1]
+
+        def add(name, shape):
+            # A new initialiser each time: one used twice gives the same numbers.
+            normal = keras.initializers.RandomNormal(stddev=size**-0.5)
+            return self.add_weight(
+                name=name, shape=shape, initializer=normal, autocast=False
+            )
+
+        self.cluster_weights = add("cluster_weights", (size, self.clusters))
+        if self.add_batch_norm:
+            self.input_norm = BatchNormalization(
+                dtype=self.dtype_policy, name="input_norm"
+            )
+            self.input_norm.build(frames_shape)
+            self.cluster_norm = BatchNormalization(
+                dtype=self.dtype_policy, name="cluster_norm"
+            )
+            self.cluster_norm.build((None, None, self.clusters))
+        else:
+            self.cluster_bias = add("cluster_bias", (self.clusters,))
+        self.built = True
+
+    def call(self, frames, mask, training=False):
+        weights = ops.convert_to_tensor(self.cluster_weights)
+        if self.add_batch_norm:
+            # Frames x stand for x * scale + offset, which is never formed.
+            scale, offset = self.input_norm.affine(frames, mask, training)
+            words = self._project(frames, weights * scale[:, None])
+            words += ops.matmul(offset, weights)
+            gain, shift = self.cluster_norm.affine(words, mask, training)
+            words = words * gain + shift
+        else:
+            words = self._project(frames, weights) + self.cluster_bias
+        activate = getattr(ops, self.activation)
+        if self.pooling == "average":
+            pooled = masked_mean(activate(words), mask)
+        else:
+            # A rising function of the greatest is the greatest of the function. At
+            # the lowest value it is 0, which a video without frames gets.
+            lowest = -1e9
+            words = ops.where(mask[..., None], words, lowest)
+            pooled = activate(ops.max(words, axis=1, initial=lowest))
+        return ops.cast(pooled, self.compute_dtype)
+
+    def _project(self, frames, weights):
+        words = ops.matmul(frames, ops.cast(weights, frames.dtype))
+        return ops.cast(words, "float32")
+
+    def compute_mask(self, frames, previous_mask=None):
+        return None  # no axis of frames is left
+
+    def compute_output_shape(self, frames_shape, mask_shape=None):
+        return (frames_shape[0], self.clusters)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "clusters": self.clusters,
+            "pooling": self.pooling,
+            "activation": self.activation,
+            "add_batch_norm": self.add_batch_norm,
+        }

@@ -57,6 +57,29 @@ class FrameSelection:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The replicas of a job that one process has.
+
+    A global batch of n examples is cut into consecutive slices, one for each replica:
+    slice i holds the rows n * i // total .. n * (i + 1) // total - 1.
+
+    Attributes:
+        first: number of the process's first replica.
+        count: how many it has.
+        total: replicas of the whole job.
+    """
+
+    first: int = 0
+    count: int = 1
+    total: int = 1
+
+    def rows(self, replica: int, size: Any) -> tuple[Any, Any]:
+        """First and end row, in a global batch of `size`, of the own `replica`."""
+        number = self.first + replica
+        return size * number // self.total, size * (number + 1) // self.total
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read from each record.
 

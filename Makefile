@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test
+.PHONY: demo test test-io
 
 # The environment is made anew when the dependencies change.
 $(VENV)/installed: setup.py
@@ -44,3 +44,16 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+# A second environment, with tensorflow-io and the TensorFlow that it loads with, which
+# is also the oldest one supported: shards over HTTP, and what most depends on a version.
+IO_TESTS := remote records pipeline training_step export
+
+$(VENV)-io/installed: setup.py
+	$(PYTHON) -m venv $(VENV)-io
+	$(VENV)-io/bin/pip install -q --upgrade pip
+	$(VENV)-io/bin/pip install -q -e '.[io,dev]'
+	touch $@
+
+test-io: $(VENV)-io/installed
+	$(VENV)-io/bin/python -m pytest $(IO_TESTS:%=tests/test_%.py)

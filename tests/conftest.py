@@ -1,4 +1,4 @@
-"""What all tests share: quiet TensorFlow, two devices, real files if there are any."""
+"""What all tests share: quiet TensorFlow, four devices, real files if there are any."""
 
 import logging
 import os
@@ -11,10 +11,10 @@ import tensorflow as tf  # noqa: E402
 
 
 def pytest_configure(config):
-    # Two logical devices, for tests of replicas; must precede any use of a device.
+    # Four logical devices, for tests of replicas; must precede any use of a device.
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+        cpu, [tf.config.LogicalDeviceConfiguration()] * 4
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from yt8m.config import DataConfig
+from yt8m.config import DataConfig, Part
 from yt8m.data import index, order, pipeline
 from yt8m.data.index import RecordIndex, scan
 from yt8m.data.pipeline import Reader
@@ -276,6 +276,109 @@ def test_a_trainer_restarts_after_what_explain_accepts(tmp_path):
     # A later run that knows of nothing finds the same batches in the same places.
     later = make_reader(files, "video", 1)
     assert ids(later.batches(9)) == expected[9:]
+
+
+def read_part(reader: Reader, part: Part, start: int = 0) -> list[list[list[str]]]:
+    """The ids of the own slices of each step; restarts as a trainer does."""
+    steps: list[list[list[str]]] = []
+    while True:
+        own, iterator = [], iter(reader.replica_dataset(start + len(steps), part))
+        try:
+            for i, (_, host) in enumerate(iterator):
+                own.append([i.decode() for i in host["id"].numpy()])
+                if (i + 1) % part.count == 0:
+                    steps.append(own)
+                    own = []
+            return steps
+        except tf.errors.OpError as e:
+            reader.explain(e, start + len(steps))
+
+
+def cut(batches, total) -> list[list[list[str]]]:
+    return [
+        [
+            batch[len(batch) * i // total : len(batch) * (i + 1) // total]
+            for i in range(total)
+        ]
+        for batch in batches
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seed", "splits"),
+    [(None, ((0, 1), (1, 2))), (1, ((0, 1), (1, 1))), (1, ((0, 4),))],
+)
+def test_processes_agree_on_the_slices_though_each_meets_its_own_bad_records(
+    tmp_path, seed, splits
+):
+    # Two that cannot be parsed, in different slices of a batch, and a damaged one.
+    files = make_files(tmp_path, "video")
+    bad = {"0-1", "0-2", "1-4"}
+    for file, count in enumerate(COUNTS):
+        names = [f"{file}-{number}" for number in range(count)]
+        records = [video_record(n, [99] if n in bad else [1]) for n in names]
+        write_records(files[file], records)
+    spoil_byte(files[2], int(scan(files[2]).offsets[3]) + 14)
+    lost = bad | {"2-3"}
+    total = splits[-1][0] + splits[-1][1]
+    expected = [
+        [[i for i in part if i not in lost] for part in parts]
+        for parts in cut(healthy_ids(seed), total)
+    ]
+    slices = [
+        read_part(make_reader(files, "video", seed), Part(*split, total))
+        for split in splits
+    ]
+    for step, parts in enumerate(expected):
+        assert sum((own[step] for own in slices), []) == parts
+    assert all(len(own) == len(expected) for own in slices)
+    # A process that was restarted has forgotten what is bad. Where others wait for
+    # it, it sees no error.
+    own, again = Part(*splits[-1], total), make_reader(files, "video", seed)
+    if len(splits) > 1:
+        rest = ids(again.replica_dataset(2, own))
+        assert again.bad_records
+    else:
+        rest = sum(read_part(again, own, 2), [])
+    assert rest == sum(slices[-1][2:], [])
+
+
+def test_a_bad_record_stops_only_the_process_that_has_its_slice(tmp_path):
+    files = make_files(tmp_path, "video", video_record("1-4", [77]))
+    # In file order it is the last record of batch 2.
+    readers = [make_reader(files, "video", None, "fail", num_epochs=1) for _ in "12"]
+    first = read_part(readers[0], Part(0, 1, 2))
+    assert first == [parts[:1] for parts in cut(healthy_ids(None)[:6], 2)]
+    with pytest.raises(DataError, match="label 77"):
+        read_part(readers[1], Part(1, 1, 2))
+
+
+@pytest.mark.parametrize(("level", "seed"), [("frame", 1), ("video", None)])
+def test_a_batch_of_bad_records_is_an_empty_step_of_every_replica(
+    tmp_path, level, seed
+):
+    healthy = healthy_ids(seed)
+    lost = set(healthy[2])
+    make = frame_record if level == "frame" else video_record
+    files = []
+    for file, count in enumerate(COUNTS):
+        names = [f"{file}-{number}" for number in range(count)]
+        records = [make(n, [99] if n in lost else [1]) for n in names]
+        files.append(f"{tmp_path}/{file}")
+        write_records(files[-1], records)
+    kept = [[i for i in batch if i not in lost] for batch in healthy]
+    steps = read_part(make_reader(files, level, seed), Part(0, 2, 2))
+    assert len(steps) == len(healthy) == 12
+    assert steps[2] == [[], []]
+    assert [sum(own, []) for own in steps] == kept
+    # So a position after it is the same, whoever knows of the bad records.
+    for start in (2, 3):
+        again = read_part(make_reader(files, level, seed), Part(0, 2, 2), start)
+        assert again == steps[start:]
+    reader = make_reader(files, level, seed)
+    assert ids(reader.batches()) == [batch for batch in kept if batch]
+    assert ids(reader.dataset()) == [batch for batch in kept if batch]
+    assert ids(reader.replica_dataset(0, Part())) == kept
 
 
 def test_explain_raises_what_it_cannot_explain(tmp_path):

@@ -76,6 +76,36 @@ def test_random_choices_depend_on_the_seed_and_reach_every_frame(method):
     assert any(repeated) == (method == "random")
 
 
+@pytest.mark.parametrize("method", SELECTION_METHODS)
+@pytest.mark.parametrize("skip_first", [0, 4])
+def test_a_part_of_a_batch_gets_the_frames_that_the_whole_gives_it(method, skip_first):
+    selection = FrameSelection(5, method, skip_first)
+
+    def chosen(rows):
+        indices, taken = frames.select_frames(
+            tf.constant(LENGTHS[rows]),
+            selection,
+            [1, 2],
+            rows=(tf.constant(rows), len(LENGTHS)),
+            max_frames=301,
+        )
+        return [r[:n].tolist() for r, n in zip(indices.numpy(), taken, strict=True)]
+
+    whole = chosen(np.arange(len(LENGTHS)))
+    for first, end in ((0, 4), (2, 7), (8, 9)):
+        assert chosen(np.arange(first, end)) == whole[first:end]
+    assert any(len(set(row)) > 1 for row in whole)
+
+
+@pytest.mark.parametrize("method", SELECTION_METHODS)
+@pytest.mark.parametrize("count", [None, 3])
+def test_no_videos_have_no_frames(method, count):
+    for seed in (None, [1, 2]):
+        indices, taken = select(count, method, seed, lengths=np.zeros(0, np.int32))
+        assert indices.shape == (0, 0)
+        assert taken.shape == (0,)
+
+
 def test_draws_are_uniform():
     lengths = np.full(4000, 5, np.int32)
     for method in ("random", "random_without_replacement"):

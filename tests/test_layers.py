@@ -119,6 +119,12 @@ def test_l2_normalisation_in_low_precision_does_not_overflow(dtype):
     np.testing.assert_allclose(tf.cast(y, tf.float32), [[0.6, 0.8]], rtol=5e-3)
 
 
+def test_l2_normalisation_rounds_after_it_has_scaled():
+    y = l2_normalize(tf.constant([[3e-6, 4e-6], [3e6, 4e6]]), dtype="float16")
+    assert y.dtype == tf.float16
+    np.testing.assert_allclose(tf.cast(y, tf.float32), [[0.6, 0.8]] * 2, rtol=1e-3)
+
+
 # Batch normalisation
 
 

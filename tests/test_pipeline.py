@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from yt8m.config import DataConfig, FrameSelection
+from yt8m.config import DataConfig, FrameSelection, Part
 from yt8m.data import index as index_module
 from yt8m.data import order
 from yt8m.data.files import list_files
@@ -77,6 +77,37 @@ def assert_equal_batches(some, others):
         np.testing.assert_array_equal(host["id"], other_host["id"])
         for name in batch:
             np.testing.assert_array_equal(batch[name], other_batch[name])
+
+
+def joined(slices, total) -> list[tuple[dict, dict]]:
+    """The global batches whose `total` slices follow one another."""
+    assert len(slices) % total == 0
+    return [
+        tuple(
+            {name: np.concatenate([part[k][name] for part in parts]) for name in whole}
+            for k, whole in enumerate(parts[0])
+        )
+        for parts in (slices[i : i + total] for i in range(0, len(slices), total))
+    ]
+
+
+def without_padding(batches) -> list[tuple[dict, dict]]:
+    """With zeros in place of what stands behind the frames."""
+    return [
+        (
+            batch
+            | {
+                "rgb": np.where(
+                    np.arange(batch["rgb"].shape[1])[:, None]
+                    < np.asarray(batch["num_frames"])[:, None, None],
+                    batch["rgb"],
+                    0,
+                )
+            },
+            host,
+        )
+        for batch, host in batches
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 118, 119, 120, 1000])
@@ -200,6 +231,63 @@ def test_sequence_names_the_records_that_a_group_delivers(frame_files, monkeypat
     assert named == delivered
     between = [row for _, rows in twin.between(100, 160, counts) for row in rows]
     assert [f"{file}-{number}" for file, number in between] == delivered[100:160]
+
+
+@pytest.mark.parametrize(
+    ("method", "total"),
+    [("random", 2), ("random_without_replacement", 3), ("contiguous", 4)],
+)
+def test_the_slices_of_a_batch_make_up_the_batch(frame_files, method, total):
+    config = DataConfig("frame", {"rgb": 4}, 10, frames=FrameSelection(3, method))
+    # The last batch, of 238 % 47 = 3 records, leaves one of four slices empty.
+    options = {"batch_size": 47, "seed": 6, "num_epochs": 2, "static_frames": True}
+    reader = Reader(frame_files, config, **options)
+    for start in (0, 4):
+        whole = list(reader.dataset(start))
+        assert len(whole) == 6 - start
+        slices = list(reader.replica_dataset(start, Part(0, total, total)))
+        assert_equal_batches(
+            without_padding(joined(slices, total)), without_padding(whole)
+        )
+        sizes = [len(host["id"]) for _, host in slices[-total:]]
+        assert sizes == [3 * (i + 1) // total - 3 * i // total for i in range(total)]
+    # Two processes, the first with one replica, the second with the others.
+    own = [
+        list(reader.replica_dataset(4, part))
+        for part in (Part(0, 1, total), Part(1, total - 1, total))
+    ]
+    assert_equal_batches(own[0], slices[::total])
+    others = [s for i, s in enumerate(slices) if i % total]
+    assert_equal_batches(own[1], others)
+
+
+def test_one_part_of_one_is_the_whole(frame_files):
+    reader = Reader(frame_files, FRAMES, batch_size=50, seed=6)
+    slices = list(reader.replica_dataset(1, Part()))
+    assert_equal_batches(slices, list(reader.dataset(1)))
+
+
+@pytest.mark.parametrize(
+    ("frames", "static"), [(FrameSelection(), True), (FrameSelection(2), False)]
+)
+def test_a_slice_without_records_has_the_shapes_of_the_others(
+    frame_files, video_files, frames, static
+):
+    config = DataConfig("frame", {"rgb": 4}, 10, frames=frames)
+    options = {"batch_size": 2, "seed": 1, "static_frames": static}
+    for reader in (
+        Reader(frame_files, config, **options),
+        Reader(video_files, VIDEOS, **options),
+    ):
+        (batch, host), (one, _) = reader.replica_dataset(0, Part(0, 2, 4)).take(2)
+        assert host["id"].shape == (0,)
+        assert batch["labels"].shape == (0, 10)
+        for name in batch.keys() - {"rgb"}:
+            assert batch[name].shape[1:] == one[name].shape[1:]
+            assert batch[name].dtype == one[name].dtype
+        if "rgb" in batch:
+            length = (frames.count or 300) if static else 0
+            assert batch["rgb"].shape == (0, length, 4)
 
 
 def test_static_frames_give_every_batch_one_shape(frame_files):

@@ -26,12 +26,14 @@ from yt8m.data.records import (
     encode_video_record,
     write_records,
 )
+from yt8m.distribution import EachReplica
 from yt8m.errors import DataError, UserError
 from yt8m.evaluation import evaluate
 from yt8m.export import export
 from yt8m.inference.predict import (
     ExportedModel,
     load_saved_model,
+    model_inputs,
     predict,
     predict_function,
 )
@@ -104,7 +106,7 @@ class Batches:
     """A reader of ready batches, which may end in an error."""
 
     def __init__(self, count: int, error: BaseException | None = None):
-        self.num_examples = 5 * count
+        self.num_examples, self.batch_size = 5 * count, 5
         self.produced = 0
         self.count, self.error = count, error
 
@@ -212,7 +214,8 @@ def test_the_gap_of_the_file_is_the_gap_that_evaluation_finds(trained, tmp_path)
 
 def test_only_the_best_classes_leave_the_device(trained):
     run, _ = trained("MoeModel")
-    classes, scores = predict_function(run.model, 2)(make_batch("video"))
+    batch = model_inputs(run.model, make_batch("video"))
+    classes, scores = predict_function(run.model, 2)(batch)
     assert (classes.shape, classes.dtype) == ((5, 2), tf.int32)
     assert (scores.shape, scores.dtype) == ((5, 2), tf.float32)
 
@@ -227,17 +230,15 @@ def test_batches_of_many_shapes_are_traced_a_few_times_only():
             self.traces += 1
             return {"logits": tf.reduce_mean(tf.cast(inputs["rgb"], tf.float32), 1)}
 
+    def batches():
+        rng = np.random.default_rng(0)
+        for batch, frames in ((4, 9), (4, 7), (4, 8), (4, 2), (3, 5), (2, 1), (1, 6)):
+            rgb = rng.integers(0, 256, (batch, frames, 6), np.uint8)
+            lengths = tf.fill([batch], frames)
+            yield rgb, {"rgb": tf.constant(rgb), "num_frames": lengths}
+
     model = Mean()
-    function = predict_function(model, 2)
-    for batch, frames in ((4, 9), (4, 7), (4, 8), (4, 2), (3, 5), (2, 1), (1, 6)):
-        rgb = np.random.default_rng(0).integers(0, 256, (batch, frames, 6), np.uint8)
-        classes, _ = function(
-            {
-                "rgb": tf.constant(rgb),
-                "num_frames": tf.fill([batch], frames),
-                "labels": tf.zeros([batch, 6], tf.uint8),
-            }
-        )
+    for rgb, (classes, _) in EachReplica(predict_function(model, 2)).map(batches()):
         assert classes.numpy()[:, 0].tolist() == rgb.mean(1).argmax(1).tolist()
     assert model.traces <= 3
 

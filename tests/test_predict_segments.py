@@ -21,6 +21,7 @@ from yt8m.export import export
 from yt8m.inference import predict as predict_module
 from yt8m.inference.predict import (
     cut_windows,
+    gather_windows,
     load_saved_model,
     predict_segments,
     segment_function,
@@ -231,7 +232,8 @@ def test_garbage_in_the_padding_and_floats_are_dealt_with(trained):
         rgb[0, 6:], rgb[1, 2:] = garbage, garbage
         batch = {"rgb": rgb, "audio": audio, "num_frames": lengths}
         batch = {name: tf.constant(values) for name, values in batch.items()}
-        found.append(function(batch, *map(tf.constant, windows))[0].numpy())
+        inputs = gather_windows(batch, *map(tf.constant, windows))
+        found.append(function(inputs)[0].numpy())
     assert found[0].shape == (3, 3)
     np.testing.assert_array_equal(found[0], found[1])
 

@@ -115,6 +115,50 @@ def test_an_unwritable_directory_is_named(tmp_path):
         runs.make_directory(str(blocker / "run"))
 
 
+@pytest.mark.parametrize("name", ["rename", "remove"])
+def test_workers_that_write_at_once_do_not_disturb_one_another(
+    tmp_path, monkeypatch, name
+):
+    """The second does all of its part just before the first's last call."""
+    call, path = getattr(tf.io.gfile, name), str(tmp_path / "file")
+
+    def write(text):
+        runs.make_directory(str(tmp_path))
+        runs.write_file(path, text)
+
+    def second_comes_between(*args, **kwargs):
+        monkeypatch.undo()
+        write("second")
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(tf.io.gfile, name, second_comes_between)
+    write("first")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "first"
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (KeyboardInterrupt, KeyboardInterrupt),
+        (tf.errors.ResourceExhaustedError(None, None, "No space left"), UserError),
+    ],
+)
+def test_a_file_that_is_not_completed_leaves_nothing(
+    tmp_path, monkeypatch, error, raised
+):
+    runs.write_file(str(tmp_path / "file"), "whole")
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(tf.io.gfile, "rename", fail)
+    with pytest.raises(raised):
+        runs.write_file(str(tmp_path / "file"), "new")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "whole"
+
+
 def test_only_a_run_of_ours_is_moved_aside(tmp_path):
     assert runs.start_anew(str(tmp_path / "none")) is None
     run = tmp_path / "run"

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from yt8m import runs
-from yt8m.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from yt8m.config import DataConfig, ModelConfig, Part, RunConfig, TrainingConfig
 from yt8m.errors import UserError
 from yt8m.training.loop import StepFunctions
 from yt8m.training.optimizers import ExamplesSchedule, create_optimizer
@@ -26,6 +26,17 @@ class FixedReader:
 
     def dataset(self, start_batch: int = 0):
         return self._dataset.skip(start_batch)
+
+    def replica_dataset(self, start_batch: int, part: Part):
+        def slices(*batch):
+            def cut(replica):
+                size = tf.shape(batch[0]["labels"], tf.int64)[0]
+                first, end = part.rows(replica, size)
+                return tf.nest.map_structure(lambda x: x[first:end], batch)
+
+            return tf.data.Dataset.range(part.count).map(cut)
+
+        return self.dataset(start_batch).flat_map(slices)
 
 
 def arrays(examples: int, seed: int = 0, scale: float = 1.0):

@@ -17,14 +17,15 @@ SELECTION_METHODS = (
 )
 
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 # What a resumed run may change; all else makes it another run.
 CHANGEABLE = {
     *("train_data_pattern", "eval_data_pattern", "batch_size", "num_epochs"),
     *("max_steps", "shuffle_window", "on_bad_record", "base_learning_rate"),
     *("lr_schedule", "learning_rate_decay", "learning_rate_decay_examples"),
     *("warmup_examples", "save_checkpoint_minutes", "save_checkpoint_steps"),
-    *("keep_checkpoints", "eval_steps", "log_steps"),
+    *("keep_checkpoints", "eval_steps", "log_steps", "steps_per_loop"),
+    *("jit_compile", "gradient_accumulation_steps"),
 }
 LR_SCHEDULES = ("exponential", "constant", "cosine", "slanted_triangular")
 
@@ -134,7 +135,7 @@ class TrainingConfig:
 
     train_data_pattern: str
     eval_data_pattern: str = ""
-    batch_size: int = 1024
+    batch_size: int = 1024  # of all replicas together
     num_epochs: int = 5  # 0: endless, until max_steps
     max_steps: int = 0  # 0: until num_epochs are over
     seed: int = 0
@@ -152,6 +153,11 @@ class TrainingConfig:
     clip_gradient_norm: float = 1.0  # of each variable's gradient; 0: off
     clip_global_norm: float = 0.0  # of all gradients together; 0: off
     precision: str = "float32"
+    gradient_accumulation_steps: int = 1
+    ema_decay: float = 0.0  # of the weights' moving averages; 0: none are kept
+    sync_batch_norm: bool = False
+    steps_per_loop: int = 0  # steps of a call; 0: about a second
+    jit_compile: bool = False
     save_checkpoint_minutes: float = 15.0
     save_checkpoint_steps: int = 0
     keep_checkpoints: int = 3
@@ -170,11 +176,15 @@ class TrainingConfig:
             ("keep_checkpoints", 1),
             ("eval_steps", 0),
             ("log_steps", 1),
+            ("gradient_accumulation_steps", 1),
+            ("steps_per_loop", 0),
         ):
             if getattr(self, name) < least:
                 raise UserError(
                     f"--{name} must be at least {least}, not {getattr(self, name)}."
                 )
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"--ema_decay must be in [0, 1), not {self.ema_decay}.")
         if self.base_learning_rate <= 0:
             raise UserError(
                 f"--base_learning_rate must be positive, not {self.base_learning_rate}."

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +18,7 @@ from yt8m.config import TrainingConfig
 from yt8m.data.pipeline import Reader
 from yt8m.data.segments import write_class_ids
 from yt8m.data.vocabulary import Vocabulary
+from yt8m.distribution import EachReplica
 from yt8m.errors import UserError
 from yt8m.events import EventWriter
 from yt8m.metrics.video_metrics import VideoMetrics
@@ -25,6 +26,8 @@ from yt8m.model import YT8MModel, forward
 from yt8m.progress import Progress
 
 log = logging.getLogger("yt8m")
+
+_SCORED = ("labels", "label_weights")  # what a batch has beside the model's inputs
 
 
 def evaluate(
@@ -38,10 +41,13 @@ def evaluate(
     per_class: bool = False,
     bucketed_map: bool = False,
     verticals: Mapping[int, Sequence[str]] | None = None,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> dict[str, Any]:
     """Scores `model` on the videos of `reader`, or on its rated segments.
 
-    Of a segment only the classes that it was rated for count.
+    Of a segment only the classes that it was rated for count. No bit of the result
+    depends on the number of replicas. Several workers must all call it: each computes
+    its part, and all get the metrics.
 
     Args:
         model: a built model.
@@ -55,6 +61,7 @@ def evaluate(
         bucketed_map: whether to add `map_bucketed`, the mAP of the YouTube-8M paper.
         verticals: the verticals of each class; adds `per_vertical`, the table of
             `VideoMetrics.per_vertical`.
+        strategy: under whose scope the model was built; None for the default device.
 
     Returns:
         `num_examples`, `unit` (`videos` or `segments`), `loss`, `hit_at_1`,
@@ -65,16 +72,10 @@ def evaluate(
     Raises:
         UserError: bad data, no video, or none with labels.
     """
-    loss = losses.create(training.label_loss)
-
-    @tf.function(reduce_retracing=True)
-    def score(batch):
-        outputs = forward(model, batch)
-        weights = batch.get("label_weights")
-        return rated_logits(outputs["logits"], batch), loss(
-            batch["labels"], outputs, weights
-        )
-
+    score = EachReplica(
+        score_function(model, training.label_loss), strategy, reader.batch_size
+    )
+    names = [*model.input_names, *_SCORED]
     limit = {} if exact_map_limit is None else {"exact_map_limit": exact_map_limit}
     metrics = VideoMetrics(
         model.num_classes,
@@ -87,19 +88,25 @@ def evaluate(
     bar = Progress(total=reader.num_examples, unit=unit) if progress else None
     rated = np.zeros(model.num_classes, bool)
     began = time.monotonic()
+
+    def add(batch, logits, loss_values) -> None:
+        metrics.add(logits.numpy(), batch["labels"].numpy(), loss_values.numpy())
+
+    batches = (
+        (batch, {name: batch[name] for name in names if name in batch})
+        for batch, _ in reader.batches()
+    )
     # Metrics of one batch are computed while the device scores the next.
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending = None
-        for batch, _ in reader.batches():
-            logits, loss_values = score(batch)
-            arrays = (logits.numpy(), batch["labels"].numpy(), loss_values.numpy())
+        for batch, outputs in score.map(batches):
             if "label_weights" in batch:
                 rated |= batch["label_weights"].numpy().any(axis=0)
             if pending:
                 pending.result()
-            pending = pool.submit(metrics.add, *arrays)
+            pending = pool.submit(add, batch, *outputs)
             if bar:
-                bar.update(len(arrays[0]))
+                bar.update(len(batch["labels"]))
         if pending:
             pending.result()
     if bar:
@@ -120,6 +127,27 @@ def evaluate(
     if verticals is not None:
         result["per_vertical"] = metrics.per_vertical(verticals)
     return result
+
+
+def score_function(
+    model: YT8MModel, label_loss: str
+) -> Callable[[dict[str, tf.Tensor]], tuple[tf.Tensor, tf.Tensor]]:
+    """The function, not compiled, that scores a batch with its labels.
+
+    Returns:
+        A function of what the model reads, `labels` and, of segments, `label_weights`
+        that gives `rated_logits` [B, C] and the losses [B].
+    """
+    loss = losses.create(label_loss)
+
+    def score(batch):
+        outputs = forward(model, batch)
+        weights = batch.get("label_weights")
+        return rated_logits(outputs["logits"], batch), loss(
+            batch["labels"], outputs, weights
+        )
+
+    return score
 
 
 def rated_logits(logits: tf.Tensor, batch: dict[str, tf.Tensor]) -> tf.Tensor:

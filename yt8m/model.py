@@ -41,7 +41,9 @@ class YT8MModel(keras.Model):
         features: dict[str, int] | None = None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # Features stay as they are until `preprocess` has normalised them: float16
+        # cannot hold one beyond 65504, nor one below 1e-8.
+        super().__init__(autocast=False, **kwargs)
         self.num_classes = num_classes
         # A tuple: Keras would wrap a dict attribute and lose its order on reload.
         self.feature_sizes = tuple((features or self.default_features()).items())
@@ -124,12 +126,12 @@ class FrameLevelModel(YT8MModel):
         Returns:
             frames [B, T, D] in the compute dtype and mask bool [B, T].
         """
-        parts = [dequantize(inputs[name], self.compute_dtype) for name in self.features]
+        parts = [dequantize(inputs[name], "float32") for name in self.features]
         mask = length_mask(inputs["num_frames"], ops.shape(parts[0])[1])
         frames = ops.concatenate(parts, axis=-1)
         # Selected, not multiplied: garbage in the padding may be NaN.
         frames = ops.where(mask[..., None], frames, 0)
-        return l2_normalize(frames), mask
+        return l2_normalize(frames, dtype=self.compute_dtype), mask
 
     def classify(self, frames: Any, mask: Any, training: bool = False) -> Outputs:
         """From preprocessed frames [B, T, D] and mask [B, T] to the outputs."""
@@ -220,8 +222,9 @@ class VideoLevelModel(YT8MModel):
 
     def preprocess(self, inputs: dict[str, Any]) -> Any:
         """Concatenates the features and L2-normalises the vector [B, D]."""
-        parts = [ops.cast(inputs[n], self.compute_dtype) for n in self.features]
-        return l2_normalize(ops.concatenate(parts, axis=-1))
+        parts = [ops.cast(inputs[n], "float32") for n in self.features]
+        video = ops.concatenate(parts, axis=-1)
+        return l2_normalize(video, dtype=self.compute_dtype)
 
     def classify(self, video: Any, training: bool = False) -> Outputs:
         """From the preprocessed vector [B, D] to the outputs."""

@@ -10,15 +10,19 @@ A checkpoint without `checkpoint.json` is one whose writing was cut short; it is
 never read and the next save removes it. All paths may be remote (`gs://`).
 """
 
+import concurrent.futures
 import contextlib
 import importlib
 import importlib.util
 import json
 import os
 import re
+import secrets
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import tensorflow as tf
@@ -32,6 +36,7 @@ CONFIG_FILE = "config.json"
 RECORD_FILE = "checkpoint.json"
 EXPORT_FILE = "export.json"  # in the directory of an export
 SEGMENT_CLASSES_FILE = "segment_label_ids.csv"  # classes that segments are rated for
+_FILE_ERRORS = (OSError, tf.errors.OpError)
 _REGISTRIES = ("frame_level_models", "video_level_models")
 
 
@@ -130,26 +135,33 @@ def write_file(path: str, text: str) -> None:
     Raises:
         UserError: it cannot be written; names the path and the reason.
     """
-    temporary = f"{path}.tmp"
+    temporary = temporary_name(path)
     try:
         with tf.io.gfile.GFile(temporary, "w") as f:
             f.write(text)
         tf.io.gfile.rename(temporary, path, overwrite=True)
-    except (OSError, tf.errors.OpError) as e:
-        with contextlib.suppress(OSError, tf.errors.OpError):
+    except BaseException as e:
+        with contextlib.suppress(*_FILE_ERRORS):
             tf.io.gfile.remove(temporary)
-        raise UserError(f"{path} cannot be written: {reason(e)}") from e
+        if isinstance(e, _FILE_ERRORS):
+            raise UserError(f"{path} cannot be written: {reason(e)}") from e
+        raise
+
+
+def temporary_name(path: str) -> str:
+    """A name beside `path` that no other process takes, be it on another machine."""
+    return f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
 def make_directory(path: str) -> None:
     """Creates `path` and its parents. Raises `UserError` if it cannot be written to."""
-    probe = os.path.join(path, ".writable")
+    probe = temporary_name(os.path.join(path, ".writable"))
     try:
         tf.io.gfile.makedirs(path)
         with tf.io.gfile.GFile(probe, "w") as f:
             f.write("")
         tf.io.gfile.remove(probe)
-    except (OSError, tf.errors.OpError) as e:
+    except _FILE_ERRORS as e:
         raise UserError(f"{path} cannot be written to: {reason(e)}") from e
 
 
@@ -198,6 +210,7 @@ class CheckpointInfo:
         examples: number of training examples seen.
         batch_size: the global batch, with which `step` counts the examples.
         validation: the metrics of the evaluation at this step, if there was one.
+        ema: whether it holds moving averages of the weights, for evaluation.
     """
 
     path: str
@@ -205,28 +218,40 @@ class CheckpointInfo:
     examples: int
     batch_size: int
     validation: dict[str, Any] | None = None
+    ema: bool = False
 
 
 class Checkpoints:
     """The checkpoints of a run: saved, listed, restored, the old ones removed.
 
+    What was saved under one strategy is restored under any other: a variable that
+    replicas mirror is one value in the file.
+
     Args:
         directory: the run directory.
         keep: how many of the latest to keep; the best by validation GAP is kept too.
+        writes: whether this process writes and removes them. Of several workers only
+            the chief does; all of them call what it calls, and it is nothing to them.
     """
 
-    def __init__(self, directory: str, keep: int = 3):
+    def __init__(self, directory: str, keep: int = 3, writes: bool = True):
         if keep < 1:
             raise UserError(f"--keep_checkpoints must be at least 1, not {keep}.")
         self.directory = os.path.join(directory, "checkpoints")
         self.keep = keep
+        self.writes = writes
+        self._writing: concurrent.futures.Future | None = None
 
     def list(self) -> list[CheckpointInfo]:
-        """The complete checkpoints, oldest first."""
+        """The complete checkpoints, oldest first; none that is still being written."""
         found = []
         pattern = os.path.join(self.directory, "step-*", RECORD_FILE)
         for record in tf.io.gfile.glob(pattern):
-            with tf.io.gfile.GFile(record) as f:
+            # Another process, or the thread that writes, may remove it meanwhile.
+            with (
+                contextlib.suppress(tf.errors.NotFoundError),
+                tf.io.gfile.GFile(record) as f,
+            ):
                 found.append(
                     CheckpointInfo(path=os.path.dirname(record), **json.loads(f.read()))
                 )
@@ -276,47 +301,95 @@ class Checkpoints:
             UserError: it cannot be written (disk full, say); the earlier checkpoints
                 are untouched.
         """
+        info = self.save_async(objects, step, examples, batch_size, validation)
+        self.wait()
+        return info
+
+    def save_async(
+        self,
+        objects: dict[str, Any],
+        step: int,
+        examples: int,
+        batch_size: int,
+        validation: dict[str, Any] | None = None,
+    ) -> CheckpointInfo:
+        """Takes the values of `objects` now, and writes them in the background.
+
+        The variables may change as soon as this returns. One checkpoint is written at
+        a time: the next save waits for it, so that the host's memory holds one copy
+        of the state at most. (TensorFlow's own asynchronous checkpoints keep that copy
+        for good, and do not tell when one is complete.) A process that ends writes it
+        to the end; one that is killed leaves the earlier checkpoints.
+
+        Returns:
+            The checkpoint to be, which `wait` completes.
+
+        Raises:
+            UserError: an earlier one could not be written.
+        """
+        self.wait()
         path = os.path.join(self.directory, f"step-{step:08d}")
+        info = CheckpointInfo(
+            path, step, examples, batch_size, validation, "ema" in objects
+        )
+        # On all workers: a variable that replicas reduce on reading needs all of them.
+        state = _host_values(objects)
+        if self.writes:
+            # Not a daemon thread: the end of the process waits for it.
+            thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+            self._writing = thread.submit(self._write, state, info)
+            thread.shutdown(wait=False)
+        return info
+
+    def wait(self) -> None:
+        """Returns when the checkpoint that was saved last is complete.
+
+        Raises:
+            UserError: it cannot be written; said once.
+        """
+        if self._writing:
+            concurrent.futures.wait([self._writing])
+            written, self._writing = self._writing, None
+            written.result()
+
+    def _write(self, state: dict[str, Any], info: CheckpointInfo) -> None:
         try:
-            if tf.io.gfile.exists(path):  # cut short, or saved twice at one step
-                tf.io.gfile.rmtree(path)
-            tf.io.gfile.makedirs(path)
-            _checkpoint(objects).write(os.path.join(path, "state"))
-        except (OSError, tf.errors.OpError) as e:
-            if tf.io.gfile.exists(path):
-                tf.io.gfile.rmtree(path)
+            if tf.io.gfile.exists(info.path):  # cut short, or saved twice at one step
+                _remove(info.path)
+            tf.io.gfile.makedirs(info.path)
+            tf.train.Checkpoint(**state).write(os.path.join(info.path, "state"))
+            self._write_record(info)
+        except (UserError, *_FILE_ERRORS) as e:
+            with contextlib.suppress(*_FILE_ERRORS):
+                _remove(info.path)
             latest = self.latest()
             kept = f"the last one is of step {latest.step}" if latest else "none exists"
             raise UserError(
-                f"The checkpoint of step {step} cannot be written to {path}: "
+                f"The checkpoint of step {info.step} cannot be written to {info.path}: "
                 f"{reason(e)}; {kept}."
             ) from e
-        info = CheckpointInfo(path, step, examples, batch_size, validation)
-        self._write_record(info)
         self._remove_old()
-        return info
 
     def exists(self, info: CheckpointInfo) -> bool:
         return tf.io.gfile.exists(os.path.join(info.path, RECORD_FILE))
 
     def set_validation(self, step: int, validation: dict[str, Any]) -> None:
-        """Records the validation metrics of the checkpoint of `step`, if it exists."""
+        """Records the validation metrics of the checkpoint of `step`, if it exists.
+
+        Raises:
+            UserError: the checkpoint that was saved last cannot be written.
+        """
+        self.wait()
+        if not self.writes:
+            return
         for info in self.list():
             if info.step == step:
-                self._write_record(
-                    CheckpointInfo(
-                        info.path, step, info.examples, info.batch_size, validation
-                    )
-                )
+                self._write_record(replace(info, validation=validation))
         self._remove_old()
 
     def _write_record(self, info: CheckpointInfo) -> None:
-        record = {
-            "step": info.step,
-            "examples": info.examples,
-            "batch_size": info.batch_size,
-            "validation": info.validation,
-        }
+        record = asdict(info)
+        del record["path"]
         write_file(os.path.join(info.path, RECORD_FILE), json.dumps(record) + "\n")
 
     def _remove_old(self) -> None:
@@ -327,11 +400,7 @@ class Checkpoints:
             kept.add(best.path)
         for path in tf.io.gfile.glob(os.path.join(self.directory, "step-*")):
             if path not in kept:
-                # The record goes first: a removal cut short leaves no half checkpoint.
-                record = os.path.join(path, RECORD_FILE)
-                if tf.io.gfile.exists(record):
-                    tf.io.gfile.remove(record)
-                tf.io.gfile.rmtree(path)
+                _remove(path)
 
     def restore(
         self, info: CheckpointInfo, objects: dict[str, Any], partial: bool = False
@@ -347,7 +416,7 @@ class Checkpoints:
             UserError: a file is unreadable, or a weight of the model is missing in
                 the checkpoint or has another shape there.
         """
-        checkpoint = _checkpoint(objects)
+        checkpoint = tf.train.Checkpoint(**_by_place(objects, _tf_variable))
         try:
             status = checkpoint.read(os.path.join(info.path, "state"))
             status.assert_existing_objects_matched()
@@ -360,20 +429,65 @@ class Checkpoints:
                 f"The checkpoint {info.path} does not fit the model: {reason(e)}"
             ) from e
 
+    def restore_for_evaluation(self, info: CheckpointInfo, model: YT8MModel) -> None:
+        """Restores a model as it is evaluated: with the averages of its weights, if
+        the checkpoint holds any.
 
-def _checkpoint(objects: dict[str, Any]) -> tf.train.Checkpoint:
-    """All variables of each of `objects`, by their place.
+        Raises:
+            UserError: as `restore`.
+        """
+        self.restore(info, {"model": model}, partial=True)
+        if info.ema:
+            weights = SimpleNamespace(variables=model.trainable_variables)
+            self.restore(info, {"ema": weights}, partial=True)
+
+
+def _by_place(
+    objects: dict[str, Any], entry: Callable[[Any], Any]
+) -> dict[str, dict[str, Any]]:
+    """All variables of each of `objects`, by their place, as `entry` makes them.
 
     Not the objects themselves: TensorFlow does not find the layers that a Keras model
     keeps in a list, and says nothing. Nor the variables' names, which Keras numbers by
     what was built before in the process.
     """
-    return tf.train.Checkpoint(
-        **{
-            name: {f"{i:05d}": v.value for i, v in enumerate(owner.variables)}
-            for name, owner in objects.items()
-        }
-    )
+    return {
+        name: {f"{i:05d}": entry(v) for i, v in enumerate(owner.variables)}
+        for name, owner in objects.items()
+    }
+
+
+def _tf_variable(variable: Any) -> tf.Variable:
+    return variable if isinstance(variable, tf.Variable) else variable.value
+
+
+class _Value(tf.Module):
+    """A value, which a checkpoint stores as it stores a variable's."""
+
+    def __init__(self, value: tf.Tensor):
+        super().__init__()
+        self.value = value
+
+    def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
+        return {"VARIABLE_VALUE": self.value}
+
+
+def _host_values(objects: dict[str, Any]) -> dict[str, dict[str, _Value]]:
+    """The variables' present values in the host's memory.
+
+    They are tensors and do not change. Where a variable is in the host's memory, it
+    shares its buffer with them until it changes: TensorFlow copies it then.
+    """
+    with tf.device("/cpu:0"):
+        return _by_place(objects, lambda v: _Value(tf.identity(_tf_variable(v))))
+
+
+def _remove(path: str) -> None:
+    """Removes a checkpoint; its record goes first, so that none is left in part."""
+    record = os.path.join(path, RECORD_FILE)
+    if tf.io.gfile.exists(record):
+        tf.io.gfile.remove(record)
+    tf.io.gfile.rmtree(path)
 
 
 @dataclass(frozen=True)
@@ -387,7 +501,7 @@ class Run:
 
 
 def load_run(directory: str, which: str = "latest") -> Run:
-    """Builds the model of a run and restores its weights.
+    """Builds the model of a run and restores its weights, or the averages of them.
 
     Args:
         directory: the run directory (`--train_dir`).
@@ -400,7 +514,7 @@ def load_run(directory: str, which: str = "latest") -> Run:
     checkpoints = Checkpoints(directory)
     info = checkpoints.find(which)
     model = build_model(config.model, config.data, config.training.precision)
-    checkpoints.restore(info, {"model": model}, partial=True)
+    checkpoints.restore_for_evaluation(info, model)
     return Run(directory, config, model, info)
 
 

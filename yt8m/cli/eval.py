@@ -20,6 +20,7 @@ def define(flags: shared.FlagValues) -> None:
     shared.checkpoint(flags)
     shared.batch_size(flags, 1024, "Videos in a batch; does not change the result.")
     shared.bad_records(flags)
+    shared.strategy(flags)
     shared.top_k(flags, "Predictions of a video that enter GAP and mAP@k.")
     shared.model(flags)
     shared.eval_frames(flags)
@@ -55,7 +56,7 @@ def define(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues) -> int:
-    from yt8m import evaluation, runs
+    from yt8m import distribution, evaluation, runs
     from yt8m.data.index import RecordIndex
     from yt8m.data.vocabulary import load_vocabulary
 
@@ -64,6 +65,12 @@ def run(flags: shared.FlagValues) -> int:
     config = runs.read_config(directory)
     runs.load_registries(config.model.module)
     shared.check_repeated(flags, config)
+    if flags.strategy in ("auto", "multi_worker"):
+        distribution.refuse_workers(
+            "one process scores a run: start `eval.py` without TF_CONFIG, or as its "
+            "evaluator, or give --strategy=mirrored."
+        )
+    strategy = distribution.create_strategy(flags.strategy, flags.num_gpu, flags.tpu)
     data, options = shared.evaluated_data(flags, config.data)
     reader = shared.reader(
         flags,
@@ -72,6 +79,7 @@ def run(flags: shared.FlagValues) -> int:
         wanted_by=config.model.name,
         batch_size=flags.batch_size,
         index=RecordIndex(f"{directory}/records.json"),
+        static_frames=distribution.wants_static_shapes(strategy),
         **options,
     )
     vocabulary = load_vocabulary(flags.vocabulary) if flags.vocabulary else None
@@ -84,11 +92,12 @@ def run(flags: shared.FlagValues) -> int:
             time.sleep(flags.poll_seconds)
             continue
         if model is None:
-            model = runs.build_model(
-                config.model, config.data, config.training.precision
-            )
+            with strategy.scope():
+                model = runs.build_model(
+                    config.model, config.data, config.training.precision
+                )
         try:
-            checkpoints.restore(info, {"model": model}, partial=True)
+            checkpoints.restore_for_evaluation(info, model)
         except UserError:
             if checkpoints.exists(info):
                 raise
@@ -103,6 +112,7 @@ def run(flags: shared.FlagValues) -> int:
             per_class=True,
             bucketed_map=flags.bucketed_map,
             verticals=vocabulary.verticals if vocabulary else None,
+            strategy=strategy,
         )
         print(f"step {info.step} | {evaluation.summary_line(metrics)}", flush=True)
         evaluation.write_report(directory, info.step, metrics, vocabulary)

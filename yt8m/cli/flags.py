@@ -30,6 +30,7 @@ log = logging.getLogger("yt8m")
 FlagValues = absl_flags.FlagValues
 
 EVAL_FRAMES = ("even", "random", "all")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 # The starter code's and the 2017 winner's flags for what is an argument of a model
 # here: the argument, its type, and the models that have such a flag (None: all).
@@ -78,6 +79,24 @@ def bad_records(flags: FlagValues) -> None:
     )
     absl_flags.DEFINE_integer(
         "num_readers", 8, "Files read at the same time.", 1, flag_values=flags
+    )
+
+
+def strategy(flags: FlagValues) -> None:
+    """Flags that say where to compute."""
+    absl_flags.DEFINE_enum(
+        "strategy",
+        "auto",
+        STRATEGIES,
+        "Where to compute; auto: a TPU if there is one, the machines of TF_CONFIG, all "
+        "GPUs, or else one device.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_integer(
+        "num_gpu", None, "GPUs to use, at most.", 1, flag_values=flags
+    )
+    absl_flags.DEFINE_string(
+        "tpu", None, "The TPU's name, or `local`.", flag_values=flags
     )
 
 
@@ -292,7 +311,14 @@ def training(flags: FlagValues) -> None:
 
     string("train_data_pattern", "", "Training shards: globs, separated by commas.")
     string("eval_data_pattern", "", "Validation shards, scored while training.")
-    integer("batch_size", "Videos in a batch.", 1)
+    integer("batch_size", "Videos in the batch of each replica (GPU, core).", 1)
+    absl_flags.DEFINE_integer(
+        "global_batch_size",
+        None,
+        "Videos in the batch of all replicas together, instead of --batch_size.",
+        1,
+        flag_values=flags,
+    )
     integer("num_epochs", "Passes over the data; 0: no limit.")
     integer("max_steps", "Step at which to stop; 0: no limit.")
     integer("seed", "Seed of weights, order and sampling.")
@@ -321,6 +347,16 @@ def training(flags: FlagValues) -> None:
         "Type of the arithmetic; weights, loss and heads stay float32.",
         flag_values=flags,
     )
+    integer("gradient_accumulation_steps", "Parts in which a batch is computed.", 1)
+    number("ema_decay", "Decay of moving averages of the weights; 0: none.")
+    integer("steps_per_loop", "Steps of each call of the device; 0: about a second.")
+    for name, help in (
+        ("sync_batch_norm", "Takes batch statistics over all replicas."),
+        ("jit_compile", "Compiles the step with XLA."),
+    ):
+        absl_flags.DEFINE_bool(
+            name, getattr(TrainingConfig, name), help, flag_values=flags
+        )
     number("save_checkpoint_minutes", "Minutes between checkpoints; 0: off.")
     integer("save_checkpoint_steps", "Steps between checkpoints; 0: off.")
     absl_flags.DEFINE_alias(

@@ -46,6 +46,7 @@ def define(flags: shared.FlagValues) -> None:
     shared.checkpoint(flags)
     shared.batch_size(flags, 512, "Videos in a batch; does not change the result.")
     shared.bad_records(flags)
+    shared.strategy(flags)
     shared.eval_frames(flags)
     shared.top_k(
         flags,
@@ -157,7 +158,7 @@ def run(flags: shared.FlagValues) -> int:
 def _predict(flags: shared.FlagValues) -> int:
     import tensorflow as tf
 
-    from yt8m import runs
+    from yt8m import distribution, runs
     from yt8m.data import pipeline
     from yt8m.inference import embeddings, predict
 
@@ -172,7 +173,18 @@ def _predict(flags: shared.FlagValues) -> int:
         raise UserError(f"{output_file} is a directory; give --output_file a name.")
     runs.make_directory(os.path.dirname(output_file) or ".")
 
-    model, data, origin = _load(flags)
+    listing_file = _listing(flags, shard)
+    together = flags.strategy == "auto" and flags.num_shards == 1
+    if together or flags.strategy == "multi_worker":
+        distribution.refuse_workers(
+            "a prediction is written by one process: give each worker a part of the "
+            "files by --num_shards and --shard_index (`yt8m merge` joins the results)."
+        )
+    strategy = distribution.create_strategy(
+        flags.strategy, flags.num_gpu, flags.tpu, alone=True
+    )
+    with strategy.scope():
+        model, data, origin = _load(flags)
     # A model that was trained on segments predicts whole videos too.
     data, options = shared.evaluated_data(
         flags, dataclasses.replace(data, segments=False)
@@ -192,22 +204,37 @@ def _predict(flags: shared.FlagValues) -> int:
         batch_size=flags.batch_size,
         on_bad_record=flags.on_bad_record,
         num_readers=flags.num_readers,
+        static_frames=distribution.wants_static_shapes(strategy),
         **options,
     )
-    with _listing(flags, shard) as listing:
+    with listing_file as listing:
         if flags.segment_labels:
             said = _write_segments(
-                flags, model, reader, classes, most_frames, listing, output_file
+                flags,
+                model,
+                reader,
+                classes,
+                most_frames,
+                listing,
+                output_file,
+                strategy,
             )
         elif flags.output == "embeddings":
-            count, size = embeddings.write_embeddings(model, reader, output_file)
+            count, size = embeddings.write_embeddings(
+                model, reader, output_file, strategy=strategy
+            )
             said = (
                 f"{count} embeddings made (--feature_names={embeddings.FEATURE} "
                 f"--feature_sizes={size})"
             )
         else:
             count = predict.predict(
-                model, reader, output_file, top_k=flags.top_k, listing=listing
+                model,
+                reader,
+                output_file,
+                top_k=flags.top_k,
+                listing=listing,
+                strategy=strategy,
             )
             said = f"{count} videos predicted"
     shared.report_left_out(reader)
@@ -352,6 +379,7 @@ def _write_segments(
     most_frames: int | None,
     listing: Any,
     output_file: str,
+    strategy: Any,
 ) -> str:
     """Ranks the segments, writes the ranking, and says what was done."""
     from yt8m.inference import predict
@@ -365,6 +393,7 @@ def _write_segments(
         most_frames=most_frames,
         listing=listing,
         listed=flags.top_k if shared.given(flags, "top_k") else _LISTED_OF_A_SEGMENT,
+        strategy=strategy,
     )
     said = f"{ranking.num_segments} segments of {count} videos predicted"
     if flags.output_format == "tfrecord" or flags.num_shards > 1:

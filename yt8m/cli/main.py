@@ -55,6 +55,7 @@ def run(command: str, arguments: list[str]) -> int:
         if len(rest) < len(wanted):
             raise UserError(f"Give {wanted[len(rest)]}; see --help.")
         import_tensorflow()
+        _prepare_paths(flags)
         return module.run(flags, *rest) or 0
     except absl_flags.Error as e:
         print(f"{command}: {_one_line(e)} See --help.", file=sys.stderr)
@@ -108,6 +109,16 @@ def import_tensorflow() -> None:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+def _prepare_paths(flags: absl_flags.FlagValues) -> None:
+    """Loads the file systems that paths need; shards on web servers when listed."""
+    from yt8m import remote
+
+    for name in flags:
+        value = flags[name].value
+        if isinstance(value, str) and not remote.is_url(value):
+            remote.prepare(value, f"--{name}")
 
 
 def _with_recipe(flags: absl_flags.FlagValues, argv: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
 from yt8m.config import RunConfig
+from yt8m.errors import UserError
 
 log = logging.getLogger("yt8m")
 
@@ -28,8 +29,13 @@ def define(flags: shared.FlagValues) -> None:
         "Moves an earlier run in --train_dir aside and starts anew.",
         flag_values=flags,
     )
-    absl_flags.DEFINE_integer(
-        "num_gpu", 1, "GPUs to train on, at most.", 1, flag_values=flags
+    shared.strategy(flags)
+    absl_flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Builds everything, says what it takes, takes two steps and stops; writes "
+        "nothing.",
+        flag_values=flags,
     )
     absl_flags.DEFINE_bool(
         "log_device_placement",
@@ -63,20 +69,27 @@ def run(flags: shared.FlagValues) -> int:
     import tensorflow as tf
 
     from yt8m.data.index import RecordIndex
-    from yt8m.training.loop import Trainer
-    from yt8m.training.strategy import create_strategy
+    from yt8m.distribution import is_chief, part_of, wants_static_shapes
+    from yt8m.training.loop import Trainer, chief_says
 
     if flags.log_device_placement:
         tf.debugging.set_log_device_placement(True)
-    if flags.num_gpu > 1:
-        log.warning("--num_gpu=%d: one device is used.", flags.num_gpu)
+    strategy = _strategy(flags)
+    static = wants_static_shapes(strategy)
     directory = flags.train_dir.rstrip("/")
     runs.refuse_foreign(directory)
     resuming = runs.is_run(directory) and not flags.start_new_model
-    config = _resumed_config(flags, directory) if resuming else _config(flags, None)
+    # The chief may write there before another worker has looked.
+    resuming = chief_says(strategy, resuming) and not flags.dry_run
+    replicas = part_of(strategy).total
+    config = (
+        _resumed_config(flags, directory, replicas)
+        if resuming
+        else _config(flags, None, replicas)
+    )
     training, data = config.training, config.data
     shared.require(flags, "train_data_pattern", "No training data")
-    index = RecordIndex(f"{directory}/records.json")
+    index = RecordIndex(None if flags.dry_run else f"{directory}/records.json")
 
     def reader(flag, **options):
         return shared.reader(
@@ -94,8 +107,11 @@ def run(flags: shared.FlagValues) -> int:
         seed=training.seed,
         num_epochs=training.num_epochs or None,
         shuffle_window=training.shuffle_window or None,
+        static_frames=static or training.jit_compile,
     )
-    eval_reader = reader("eval_data_pattern") if training.eval_data_pattern else None
+    eval_reader = None
+    if training.eval_data_pattern:
+        eval_reader = reader("eval_data_pattern", static_frames=static)
     if not resuming:
         floats = train_reader.float_features
         data = dataclasses.replace(data, float_features=floats)
@@ -103,23 +119,19 @@ def run(flags: shared.FlagValues) -> int:
 
     # The model is built before anything is written or moved.
     keras.utils.set_random_seed(training.seed)
-    strategy = create_strategy()
     trainer = Trainer(config, directory, train_reader, eval_reader, strategy, resuming)
-    log.info(
-        "%s: %s weights, on %s.",
-        config.model.name,
-        f"{trainer.model.count_params():,}",
-        ", ".join(
-            d[d.rindex("device:") + 7 :] for d in strategy.extended.worker_devices
-        ),
-    )
-    if flags.start_new_model:
-        moved = runs.start_anew(directory)
-        if moved:
-            log.info("The earlier run is now %s.", moved)
-    runs.make_directory(directory)
-    runs.write_config(directory, config)
-    index.save()
+    log.info("%s: %s.", config.model.name, trainer.describe())
+    if flags.dry_run:
+        print("\n".join(trainer.rehearse()))
+        return 0
+    if is_chief(strategy):
+        if flags.start_new_model:
+            moved = runs.start_anew(directory)
+            if moved:
+                log.info("The earlier run is now %s.", moved)
+        runs.make_directory(directory)
+        runs.write_config(directory, config)
+        index.save()
     if trainer.step >= trainer.last_step:
         log.info(
             "The run is at step %d of %d already; raise --num_epochs or --max_steps "
@@ -133,20 +145,41 @@ def run(flags: shared.FlagValues) -> int:
     return 128 + result.stopped_by if result.stopped_by else 0
 
 
-def _resumed_config(flags: shared.FlagValues, directory: str) -> RunConfig:
+def _strategy(flags: shared.FlagValues):
+    """Where to train; of several workers each must train its part of one run."""
+    from yt8m import distribution
+
+    cluster = distribution.read_cluster()
+    if cluster and cluster.number is None:
+        raise UserError(
+            "TF_CONFIG makes this process the evaluator: run `eval.py` in it."
+        )
+    if flags.strategy in ("one_device", "mirrored"):
+        distribution.refuse_workers(
+            f"with --strategy={flags.strategy} each would write the same run: leave "
+            "the flag out, or TF_CONFIG."
+        )
+    return distribution.create_strategy(flags.strategy, flags.num_gpu, flags.tpu)
+
+
+def _resumed_config(
+    flags: shared.FlagValues, directory: str, replicas: int
+) -> RunConfig:
     """The stored configuration with what the flags may change of it."""
     from yt8m import runs
 
     stored = runs.read_config(directory)
     runs.load_registries(stored.model.module)
     shared.take_over(flags, stored)
-    config = _config(flags, stored)
+    config = _config(flags, stored, replicas)
     for change in stored.refuse_changes(config):
         log.warning("Changed since the run was started: %s", change)
     return config
 
 
-def _config(flags: shared.FlagValues, stored: RunConfig | None) -> RunConfig:
+def _config(
+    flags: shared.FlagValues, stored: RunConfig | None, replicas: int
+) -> RunConfig:
     from yt8m import registry, runs
 
     registry.get(flags.model)  # an unknown name is the first thing to say
@@ -160,5 +193,23 @@ def _config(flags: shared.FlagValues, stored: RunConfig | None) -> RunConfig:
     return RunConfig(
         model=shared.model_config(flags, stored.model if stored else None),
         data=shared.data_config(flags, default),
-        training=training,
+        training=dataclasses.replace(
+            training, batch_size=_global_batch_size(flags, stored, replicas)
+        ),
     )
+
+
+def _global_batch_size(
+    flags: shared.FlagValues, stored: RunConfig | None, replicas: int
+) -> int:
+    """Examples in a batch of all replicas together."""
+    if flags.global_batch_size:
+        if shared.given(flags, "batch_size"):
+            raise UserError(
+                "--batch_size, of each replica, and --global_batch_size, of all "
+                "together, exclude each other; give one."
+            )
+        return flags.global_batch_size
+    if stored is not None and not shared.given(flags, "batch_size"):
+        return stored.training.batch_size
+    return flags.batch_size * replicas

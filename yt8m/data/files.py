@@ -1,10 +1,14 @@
 """The files that a pattern names, and what their first record says of them."""
 
+import functools
 import logging
+import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import tensorflow as tf
 
+from yt8m import remote
 from yt8m.config import DataConfig
 from yt8m.data import index
 from yt8m.data.records import decode_record
@@ -13,6 +17,7 @@ from yt8m.errors import DataError, UserError
 log = logging.getLogger("yt8m")
 
 _SNIFFED_RECORDS = 100
+_THREADS = 16  # the time goes by in waiting for answers
 _MAGIC = {
     b"\x1f\x8b": "gzip data, unpack it first",
     b"PK\x03\x04": "a zip archive, unpack it first",
@@ -43,17 +48,51 @@ class Sniffed:
 def list_files(pattern: str, flag: str) -> list[str]:
     """The files that match comma-separated globs, sorted, each once.
 
+    `{0000..0099}` in a glob stands for these numbers, for web servers list no files.
+
     Raises:
-        UserError: none matches; the message names `flag` (`--train_data_pattern`).
+        UserError: a glob matches nothing, or its file system cannot be used; the
+            message names `flag` (`--train_data_pattern`).
     """
+    remote.prepare(pattern, flag)
     globs = [part.strip() for part in pattern.split(",") if part.strip()]
+    globs = [name for part in globs for name in _with_numbers(part, flag)]
     try:
-        files = {path for glob in globs for path in tf.io.gfile.glob(glob)}
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = list(pool.map(functools.partial(_find, flag=flag), globs))
     except tf.errors.OpError as e:
         raise UserError(f"{flag}={pattern} cannot be read: {e.message}") from e
-    if not files:
+    if not globs:
         raise UserError(f"No file matches {flag}={pattern}.")
-    return sorted(files)
+    for glob, files in zip(globs, found, strict=True):
+        if not files:
+            of = f": there is no {glob}" if glob != pattern else ""
+            raise UserError(f"No file matches {flag}={pattern}{of}.")
+    return sorted({path for files in found for path in files})
+
+
+def _with_numbers(glob: str, flag: str) -> list[str]:
+    """The globs that one with ranges of numbers, `{08..11}`, stands for."""
+    span = re.search(r"\{(\d+)\.\.(\d+)\}", glob)
+    if not span:
+        return [glob]
+    first, last = span.groups()
+    if int(first) > int(last):
+        raise UserError(f"{flag}={glob}: the range {span[0]} is empty.")
+    return [
+        f"{glob[: span.start()]}{number:0{len(first)}}{rest}"
+        for number in range(int(first), int(last) + 1)
+        for rest in _with_numbers(glob[span.end() :], flag)
+    ]
+
+
+def _find(glob: str, flag: str) -> list[str]:
+    if remote.is_url(glob):
+        remote.check_url(glob, flag)
+        return [glob]
+    if not re.search(r"[*?[\\]", glob):  # a bucket would be listed for each name
+        return [glob] if tf.io.gfile.exists(glob) else []
+    return tf.io.gfile.glob(glob)
 
 
 def sniff(path: str) -> Sniffed | None:

@@ -20,7 +20,7 @@ from yt8m.data import segments
 from yt8m.errors import DataError
 
 _HEADER, _FOOTER = 12, 4
-_THREADS = 16  # the time goes by in waiting for the disk or the network
+_THREADS = 64  # the time goes by in waiting for the disk or the network
 _SEARCH_BYTES = 1 << 22
 
 

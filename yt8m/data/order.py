@@ -46,12 +46,16 @@ class Order:
     def files(self, group: tf.Tensor) -> tf.Tensor:
         """The numbers of the files of `group`, int64 [at most `group_files`]."""
         epoch, place = group // self.groups_per_epoch, group % self.groups_per_epoch
-        files = tf.range(self._num_files, dtype=tf.int64)
-        if self._seed is not None:
-            draw = draw_seed(self._seed, _FILES, epoch)
-            files = tf.random.experimental.stateless_shuffle(files, draw)
         first = place * self.group_files
-        return files[first : first + self.group_files]
+        return self._permutation(epoch)[first : first + self.group_files]
+
+    def _permutation(self, epoch: tf.Tensor) -> tf.Tensor:
+        """The numbers of all files in the order of `epoch`, int64 [files]."""
+        files = tf.range(self._num_files, dtype=tf.int64)
+        if self._seed is None:
+            return files
+        draw = draw_seed(self._seed, _FILES, epoch)
+        return tf.random.experimental.stateless_shuffle(files, draw)
 
     def shuffle(self, records: tf.data.Dataset, group: tf.Tensor) -> tf.data.Dataset:
         """Passes the records of `group` through the shuffle buffer."""
@@ -73,17 +77,16 @@ class Order:
     def find(self, position: int, counts: np.ndarray) -> tuple[int, int]:
         """The group of the record at `position` of the stream, and its place there."""
         epoch, rest = divmod(position, int(counts.sum()))
-        first = epoch * self.groups_per_epoch
-        for group in range(first, first + self.groups_per_epoch):
-            size = int(counts[self._files(group)].sum())
-            if rest < size:
-                return group, rest
-            rest -= size
-        raise AssertionError("a position lies within its epoch")
+        sizes = counts[self._permutation(tf.constant(epoch, tf.int64)).numpy()]
+        firsts = np.arange(0, self._num_files, self.group_files)
+        ends = np.cumsum(np.add.reduceat(sizes, firsts))
+        place = int(np.searchsorted(ends, rest, side="right"))
+        group = epoch * self.groups_per_epoch + place
+        return group, rest - int(ends[place - 1] if place else 0)
 
     def sequence(self, group: int, counts: np.ndarray) -> np.ndarray:
         """The records of `group` in their order: int64 [N, 2], file and number."""
-        files = self._files(group)
+        files = self.files(tf.constant(group, tf.int64)).numpy()
         sizes = counts[files]
         numbers = np.concatenate([np.arange(size) for size in sizes])
         turns = np.repeat(np.arange(len(files)), sizes)
@@ -103,6 +106,3 @@ class Order:
             records = self.sequence(group, counts)[place : place + end - position]
             yield group, records
             position += len(records)
-
-    def _files(self, group: int) -> np.ndarray:
-        return self.files(tf.constant(group, tf.int64)).numpy()

@@ -27,6 +27,7 @@ Batch = dict[str, tf.Tensor]
 # The first frame's number, in the record of one segment; its ratings are under the
 # same keys as in the video's record.
 CUT_START_KEY = "segment_start"
+_NO_START = -1
 
 
 @dataclass(frozen=True)
@@ -296,6 +297,7 @@ def parse_frame_batch(
     *,
     float_features: Collection[str] = (),
     seed: tf.Tensor | None = None,
+    rows: tuple[tf.Tensor, int] | None = None,
     static_frames: bool = False,
 ) -> tuple[Batch, Batch]:
     """Parses serialized SequenceExamples at once; frames are chosen, then decoded.
@@ -306,6 +308,8 @@ def parse_frame_batch(
             `config.segments`, the records are those that `segments.cut` makes.
         float_features: the names of those that hold floats; the others hold bytes.
         seed: int [2] for the random choice of frames; None takes evenly spaced ones.
+        rows: where the records are part of a larger batch: int32 [B], which of its
+            rows they are, and its size. Random frames do not depend on the part.
         static_frames: pad to T = `config.frames.count`, or, if all frames are taken,
             to `config.max_frames` or a segment's 5; otherwise T is the longest video
             of the batch.
@@ -337,7 +341,9 @@ def parse_frame_batch(
     num_frames = tf.minimum(tf.cast(first, tf.int32), max_frames)
     indices = None
     if config.frames.count is not None or config.frames.skip_first:
-        indices, num_frames = select_frames(num_frames, config.frames, seed)
+        indices, num_frames = select_frames(
+            num_frames, config.frames, seed, rows=rows, max_frames=max_frames
+        )
     # Copying a frame as a string costs about four times its decoding.
     few = 4 * (config.frames.count or max_frames) <= max_frames
     batch = {}
@@ -364,7 +370,13 @@ def parse_frame_batch(
         batch[name] = tf.ensure_shape(rows, [None, None, size])
     batch["num_frames"] = num_frames
     if config.segments:
-        with tf.control_dependencies([tf.debugging.assert_positive(first)]):
+        checks = [
+            tf.debugging.assert_positive(first),
+            tf.debugging.assert_none_equal(
+                context[CUT_START_KEY], tf.constant(_NO_START, tf.int64)
+            ),
+        ]
+        with tf.control_dependencies(checks):
             return _with_ratings(batch, context, config.num_classes)
     return _with_labels(batch, context, config.num_classes)
 
@@ -394,7 +406,8 @@ def _context_spec() -> dict[str, Any]:
 
 def _segment_spec() -> dict[str, Any]:
     spec = _id_spec()
-    spec[CUT_START_KEY] = tf.io.FixedLenFeature([], tf.int64)
+    # Without a default, no batch without records could be parsed.
+    spec[CUT_START_KEY] = tf.io.FixedLenFeature([], tf.int64, _NO_START)
     spec[schema.SEGMENT_LABELS_KEY] = tf.io.VarLenFeature(tf.int64)
     spec[schema.SEGMENT_SCORES_KEY] = tf.io.VarLenFeature(tf.float32)
     return spec

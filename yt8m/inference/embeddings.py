@@ -8,6 +8,7 @@ import tensorflow as tf
 from yt8m.data.files import sniff_first
 from yt8m.data.pipeline import Reader
 from yt8m.data.records import encode_video_record
+from yt8m.distribution import EachReplica
 from yt8m.errors import DataError, UserError
 from yt8m.inference.predict import ExportedModel, model_inputs, overlap
 from yt8m.inference.replaced_file import ReplacedFile
@@ -22,6 +23,7 @@ def write_embeddings(
     reader: Reader,
     output_file: str,
     progress: Progress | None = None,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> tuple[int, int]:
     """Writes the embeddings of a reader's videos as a TFRecord file, in its order.
 
@@ -34,6 +36,7 @@ def write_embeddings(
         reader: in file order (`seed=None`).
         output_file: may be remote.
         progress: None shows one on standard error.
+        strategy: as of `predict`.
 
     Returns:
         The number of videos written, and H.
@@ -45,20 +48,24 @@ def write_embeddings(
     sniffed = sniff_first(reader.files)[1]
     size = 0
 
-    @tf.function(reduce_retracing=True)
     def embed(inputs):
         embedding = forward(model, inputs).get(FEATURE)
-        return None if embedding is None else tf.cast(embedding, tf.float32)
+        return () if embedding is None else (tf.cast(embedding, tf.float32),)
+
+    each = EachReplica(embed, strategy, reader.batch_size)
+    batches = (
+        ((host["id"], batch["labels"]), model_inputs(model, batch))
+        for batch, host in reader.batches()
+    )
 
     def results():
-        for batch, host in reader.batches():
-            embeddings = embed(model_inputs(model, batch))
-            if embeddings is None:
+        for kept, outputs in each.map(batches):
+            if not outputs:
                 raise UserError(
                     "The model gives no `embedding` beside its logits, so that "
                     "--output=embeddings has nothing to write."
                 )
-            yield host["id"], batch["labels"], embeddings
+            yield *kept, *outputs
 
     with (
         ReplacedFile(output_file, tf.io.TFRecordWriter) as file,

@@ -20,6 +20,7 @@ from yt8m import runs, schema
 from yt8m.config import DataConfig, RunConfig
 from yt8m.data.frames import even_frames
 from yt8m.data.pipeline import Reader
+from yt8m.distribution import EachReplica
 from yt8m.errors import UserError
 from yt8m.inference.listing import ListingWriter
 from yt8m.inference.segments import SegmentRanking
@@ -109,21 +110,17 @@ def model_inputs(
 def predict_function(
     model: YT8MModel | ExportedModel, top_k: int = 20
 ) -> Callable[[dict[str, tf.Tensor]], tuple[tf.Tensor, tf.Tensor]]:
-    """The compiled function from a batch to its best classes.
+    """The function, not compiled, from what a model reads to its best classes.
 
     Returns:
-        A function of a reader's batch that gives classes int32 [B, k], best first,
-        and their probabilities float32 [B, k], where k is `top_k` or, if there are
-        fewer, the number of classes.
+        A function of `model_inputs` that gives classes int32 [B, k], best first, and
+        their probabilities float32 [B, k], where k is `top_k` or, if there are fewer,
+        the number of classes.
     """
     if top_k < 1:
         raise UserError(f"--top_k must be at least 1, not {top_k}.")
 
-    @tf.function(reduce_retracing=True)
-    def best(inputs):
-        return top_classes(forward(model, inputs)["logits"], top_k)
-
-    return lambda batch: best(model_inputs(model, batch))
+    return lambda inputs: top_classes(forward(model, inputs)["logits"], top_k)
 
 
 def predict(
@@ -133,10 +130,12 @@ def predict(
     top_k: int = 20,
     progress: Progress | None = None,
     listing: ListingWriter | None = None,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> int:
     """Writes the submission of a reader's videos, in the reader's order.
 
-    The file appears when it is complete; an error or Ctrl-C leaves nothing behind.
+    The file appears when it is complete; an error or Ctrl-C leaves nothing behind. No
+    bit of it depends on the number of replicas.
 
     Args:
         model: a built model, or an exported one.
@@ -145,6 +144,8 @@ def predict(
         top_k: pairs written for each video.
         progress: None shows one on standard error.
         listing: an open one, to which the same predictions go with their names.
+        strategy: of one process, under whose scope the model was made; None for the
+            default device.
 
     Returns:
         The number of videos written.
@@ -153,7 +154,7 @@ def predict(
         UserError: bad data, scores that are not finite, or a file that cannot be
             written.
     """
-    function = predict_function(model, top_k)
+    best = EachReplica(predict_function(model, top_k), strategy, reader.batch_size)
     with (
         SubmissionWriter(output_file) as writer,
         progress or Progress(total=reader.num_examples) as progress,
@@ -166,7 +167,10 @@ def predict(
                 listing.write_videos(ids, classes, scores)
             return len(scores)
 
-        results = ((host["id"], *function(batch)) for batch, host in reader.batches())
+        batches = (
+            (host["id"], model_inputs(model, batch)) for batch, host in reader.batches()
+        )
+        results = ((ids, *outputs) for ids, outputs in best.map(batches))
         overlap(results, write, progress)
     return writer.count
 
@@ -214,42 +218,55 @@ def cut_windows(num_frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return rows.astype(np.int32), starts.astype(np.int32), lengths.astype(np.int32)
 
 
-def segment_function(
-    model: YT8MModel | ExportedModel,
-    classes: np.ndarray,
+def gather_windows(
+    videos: dict[str, tf.Tensor],
+    rows: tf.Tensor,
+    starts: tf.Tensor,
+    lengths: tf.Tensor,
     most_frames: int | None = None,
-    listed: int = 0,
-) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-    """The compiled function from windows of a batch to their logits.
+) -> dict[str, tf.Tensor]:
+    """The windows of a batch, as if each were a video of its own.
+
+    Args:
+        videos: what a frame-level model reads of a batch.
+        rows, starts, lengths: of `cut_windows`, int32 [n].
+        most_frames: that the model takes of a window, evenly spaced; None for all.
+
+    Returns:
+        The same of the n windows.
+    """
+    count = min(most_frames or schema.SEGMENT_FRAMES, schema.SEGMENT_FRAMES)
+    inputs = {"num_frames": tf.minimum(lengths, count)}
+    places = starts[:, None] + even_frames(lengths, count)
+    for name, frames in videos.items():
+        if name != "num_frames":
+            first = rows * tf.shape(frames)[1]
+            flat = tf.reshape(frames, [-1, frames.shape[-1]])
+            inputs[name] = tf.gather(flat, first[:, None] + places)
+    return inputs
+
+
+def segment_function(
+    model: YT8MModel | ExportedModel, classes: np.ndarray, listed: int = 0
+) -> Callable[[dict[str, tf.Tensor]], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """The function, not compiled, from windows to their logits.
 
     Args:
         model: a frame-level model.
         classes: integers [K], the classes that are wanted.
-        most_frames: that the model takes of a window, evenly spaced; None for all.
         listed: best of `classes` to give.
 
     Returns:
-        A function of a reader's batch and of `cut_windows`' rows, starts and lengths
-        [n] that gives the logits float32 [n, K] of `classes`, and as `top_classes` the
-        places in `classes` of the best `listed`, and their probabilities.
+        A function of `gather_windows` that gives the logits float32 [n, K] of
+        `classes`, and as `top_classes` the places in `classes` of the best `listed`,
+        and their probabilities.
     """
-    count = min(most_frames or schema.SEGMENT_FRAMES, schema.SEGMENT_FRAMES)
-    features = [name for name in model.input_names if name != "num_frames"]
 
-    @tf.function(reduce_retracing=True)
-    def score(videos, rows, starts, lengths):
-        inputs = {"num_frames": tf.minimum(lengths, count)}
-        # On the host: GPUs have no gather of bytes, and the batch need not fit there.
-        with tf.device("/CPU:0"):
-            places = starts[:, None] + even_frames(lengths, count)
-            for name in features:
-                frames = tf.reshape(videos[name], [-1, videos[name].shape[-1]])
-                first = rows * tf.shape(videos[name])[1]
-                inputs[name] = tf.gather(frames, first[:, None] + places)
-        logits = tf.gather(forward(model, inputs)["logits"], classes, axis=1)
+    def score(windows):
+        logits = tf.gather(forward(model, windows)["logits"], classes, axis=1)
         return logits, *top_classes(logits, listed)
 
-    return lambda batch, *windows: score(model_inputs(model, batch), *windows)
+    return score
 
 
 def predict_segments(
@@ -261,6 +278,7 @@ def predict_segments(
     progress: Progress | None = None,
     listing: ListingWriter | None = None,
     listed: int = 3,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> int:
     """Adds every window of 5 frames of a reader's videos to a ranking.
 
@@ -268,10 +286,11 @@ def predict_segments(
         model: a frame-level model, built or exported.
         reader: of whole videos, with all of their frames, in file order.
         ranking: its `classes` are predicted.
-        most_frames: as `segment_function`.
+        most_frames: as `gather_windows`.
         progress: None shows one on standard error.
         listing: an open one, to which the best classes of each window go.
         listed: how many.
+        strategy: as of `predict`.
 
     Returns:
         The number of videos.
@@ -279,19 +298,25 @@ def predict_segments(
     Raises:
         UserError: bad data, or scores that are not finite.
     """
-    function = segment_function(
-        model, ranking.classes, most_frames, listed if listing else 0
-    )
+    function = segment_function(model, ranking.classes, listed if listing else 0)
+    score = EachReplica(function, strategy, _WINDOWS_AT_ONCE)
+
+    @tf.function(reduce_retracing=True)
+    def gather(videos, *windows):
+        # On the host: GPUs have no gather of bytes, and the batch need not fit there.
+        with tf.device("/CPU:0"):
+            return gather_windows(videos, *windows, most_frames)
+
     with progress or Progress(total=reader.num_examples) as progress:
 
-        def results() -> Iterator[tuple]:
+        def chunks() -> Iterator[tuple]:
             for batch, host in reader.batches():
-                ids = host["id"].numpy()
+                ids, videos = host["id"].numpy(), model_inputs(model, batch)
                 windows = cut_windows(batch["num_frames"].numpy())
                 for first in range(0, len(windows[0]), _WINDOWS_AT_ONCE):
                     some = [w[first : first + _WINDOWS_AT_ONCE] for w in windows]
-                    yield ids, some, function(batch, *map(tf.constant, some))
-                yield ids, None, None
+                    yield (ids, some), gather(videos, *map(tf.constant, some))
+                yield (ids, None), None
 
         unlisted: list[tuple] = []  # windows of the batch
 
@@ -309,7 +334,8 @@ def predict_segments(
                 unlisted.append((rows, starts, starts + lengths, chosen, scores))
             return 0
 
-        overlap(results(), write, progress)
+        results = ((*kept, outputs) for kept, outputs in score.map(chunks()))
+        overlap(results, write, progress)
         return progress.done
 
 

@@ -1,4 +1,8 @@
-"""Batch normalisation that respects masks and is right after few steps."""
+"""Batch normalisation that respects masks and is right after few steps.
+
+Each replica normalises by its own part of a batch, or, where `set_synchronized` says
+so, by the whole of it.
+"""
 
 from typing import Any
 
@@ -17,8 +21,17 @@ class BatchNormalization(keras.layers.Layer):
     normalised by its initial values. And `affine` gives the normalisation as a
     scale and an offset, which a caller may fold into a matrix product.
 
+    On several replicas each takes the statistics of its own part of the batch, and
+    the moving averages move by the mean of the replicas' steps; a replica without a
+    valid entry makes none. Where `synchronized` is set, statistics and gradients are
+    those of the whole global batch, however unevenly its entries are shared out.
+
     Args:
         momentum, epsilon: the defaults are those of the starter code.
+
+    Attributes:
+        synchronized: see `set_synchronized`; not part of the configuration, since it
+            belongs to a training run and not to the model.
 
     Call arguments:
         x: [..., D]; masked entries may hold any finite value.
@@ -33,6 +46,7 @@ class BatchNormalization(keras.layers.Layer):
         self.supports_masking = True
         self.momentum = momentum
         self.epsilon = epsilon
+        self.synchronized = False
 
     def build(self, input_shape):
         def add(name, initializer, shape, trainable):
@@ -69,18 +83,29 @@ class BatchNormalization(keras.layers.Layer):
             weights = ops.ones_like(x[:, 0])
         else:
             weights = ops.cast(ops.reshape(mask, (-1,)), "float32")
-        count = ops.sum(weights)
-        weights = weights / ops.maximum(count, 1.0)
-        mean = ops.matmul(weights, x)
-        variance = ops.matmul(weights, ops.square(x - mean))
+        sums = ops.append(ops.matmul(weights, x), ops.sum(weights))
+        sums = self._over_replicas(sums)
+        # Not max(count, 1): the mean over replicas may be a fraction.
+        any_valid = ops.greater(sums[-1], 0.0)
+        count = ops.where(any_valid, sums[-1], 1.0)
+        mean = sums[:-1] / count
+        squares = ops.matmul(weights / count, ops.square(x - mean))
+        variance = self._over_replicas(squares)
 
         warm_up = (1.0 + self.steps) / (10.0 + self.steps)
         rate = 1.0 - ops.minimum(self.momentum, warm_up)
-        rate = ops.where(ops.greater(count, 0.0), rate, 0.0)
+        rate = ops.where(any_valid, rate, 0.0)
         self.moving_mean.assign_add(rate * (mean - self.moving_mean))
         self.moving_variance.assign_add(rate * (variance - self.moving_variance))
         self.steps.assign_add(1.0)
         return mean, variance
+
+    def _over_replicas(self, x):
+        """The mean over replicas of a vector, or the vector itself."""
+        if not self.synchronized:
+            return x
+        mean, _ = ops.moments(x[None], axes=[0], synchronized=True)
+        return mean
 
     def call(self, x, mask=None, training=False):
         scale, offset = self.affine(x, mask, training)
@@ -95,3 +120,24 @@ class BatchNormalization(keras.layers.Layer):
             "momentum": self.momentum,
             "epsilon": self.epsilon,
         }
+
+
+def set_synchronized(model: keras.Model, synchronized: bool = True) -> None:
+    """Says whether a model's batch norms take their statistics over all replicas.
+
+    Keras's own layers have such an option too and are set alike. Each layer reduces
+    two vectors over the replicas in the forward pass, and two in the gradient. Only
+    on TensorFlow; in a replica's step, not inside a loop or a function of its own.
+
+    Args:
+        model: a model with weights, before a graph of its training is made.
+        synchronized: over all replicas, or each over its own part of the batch.
+
+    Raises:
+        ValueError: the model is not built: some layers are not there yet.
+    """
+    if not model.built:
+        raise ValueError(f"{model.name} must be built before it is synchronised.")
+    for layer in model._flatten_layers():
+        if hasattr(layer, "synchronized"):
+            layer.synchronized = synchronized

@@ -22,15 +22,17 @@ def dequantize(x: Any, dtype: str) -> Any:
     return ops.cast(x, dtype)
 
 
-def l2_normalize(x: Any, axis: int = -1, epsilon: float = 1e-12) -> Any:
-    """x / sqrt(max(sum(x^2), epsilon)) along `axis`, in the dtype of `x`.
+def l2_normalize(
+    x: Any, axis: int = -1, epsilon: float = 1e-12, dtype: str | None = None
+) -> Any:
+    """x / sqrt(max(sum(x^2), epsilon)) along `axis`, in `dtype` or that of `x`.
 
     Zero vectors stay zero and have zero gradients. Squares are summed in float32:
-    float16 overflows at a norm of 256.
+    float16 overflows at a norm of 256, and knows no epsilon of 1e-12.
     """
     wide = ops.cast(x, "float32")
     squared = ops.sum(ops.square(wide), axis=axis, keepdims=True)
     scale = ops.where(
         ops.greater(squared, 0.0), ops.rsqrt(ops.maximum(squared, epsilon)), 0.0
     )
-    return ops.cast(wide * scale, x.dtype)
+    return ops.cast(wide * scale, dtype or x.dtype)

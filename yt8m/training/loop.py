@@ -4,23 +4,29 @@ Read from top to bottom: `Trainer.train` is the loop, `StepFunctions` the arithm
 a step, `Journal` what is written down.
 """
 
+import contextlib
 import csv
 import logging
+import math
 import os
-import signal
+import resource
+import signal as signal_module
 import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from yt8m import evaluation, losses, runs
 from yt8m.config import RunConfig
 from yt8m.data.pipeline import Reader
+from yt8m.distribution import is_chief, part_of, worker_count
 from yt8m.errors import UserError
 from yt8m.events import EventWriter
+from yt8m.layers.normalization import set_synchronized
 from yt8m.metrics.ranking import batch_metrics
 from yt8m.model import YT8MModel, forward
 from yt8m.progress import Progress
@@ -31,6 +37,7 @@ log = logging.getLogger("yt8m")
 # Steps are run in calls of about this many seconds: long enough to hide the cost of a
 # call, short enough to answer a signal.
 _SECONDS_PER_CALL = 1.0
+_STEPS_PER_CALL_OF_WORKERS = 10
 
 
 @dataclass(frozen=True)
@@ -74,11 +81,23 @@ class Trainer:
         strategy: tf.distribute.Strategy,
         resume: bool = True,
     ):
+        self.config = config
         self.settings = settings = config.training
         self.directory = directory
         self.reader = reader
         self.eval_reader = eval_reader
-        self.checkpoints = runs.Checkpoints(directory, settings.keep_checkpoints)
+        self.strategy = strategy
+        if settings.jit_compile and part_of(strategy).total > 1:
+            # Batch norm's moving averages are reduced over replicas, which XLA's
+            # functions cannot do.
+            raise UserError(
+                "--jit_compile compiles the step of one device; leave it out, or give "
+                "--strategy=one_device."
+            )
+        self.chief = is_chief(strategy)
+        self.checkpoints = runs.Checkpoints(
+            directory, settings.keep_checkpoints, writes=self.chief
+        )
         start = self.checkpoints.latest() if resume else None
         self.step = start.step if start else 0
 
@@ -95,14 +114,68 @@ class Trainer:
             )
             self.optimizer = create_optimizer(settings, schedule)
             self.optimizer.build(self.model.trainable_variables)
+            if settings.sync_batch_norm:
+                set_synchronized(self.model, True)
+            self.averages = None
+            if settings.ema_decay:
+                self.averages = MovingAverages(self.model, settings.ema_decay)
         self._state = {"model": self.model, "optimizer": self.optimizer}
+        if self.averages:
+            self._state["ema"] = self.averages
         self._saved, self._saved_at = -1, time.monotonic()
         self._validated = -1
         if start:
             self.checkpoints.restore(start, self._state)
             self._saved = self.step
             log.info("Resuming from step %d, %s.", self.step, start.path)
-        self.steps = StepFunctions(config, self.model, self.optimizer, strategy)
+        self.steps = StepFunctions(
+            config, self.model, self.optimizer, strategy, self.averages, self.step
+        )
+
+    def describe(self) -> str:
+        """What is trained, and on what."""
+        part, devices = self.steps.part, self.strategy.extended.worker_devices
+        names = ", ".join(d[d.rindex("device:") + 7 :] for d in devices)
+        of_all = f", {part.total} replicas in all" if part.total > part.count else ""
+        return f"{self.model.count_params():,} weights, on {names}{of_all}"
+
+    def rehearse(self) -> list[str]:
+        """Takes two steps, and says in lines what a run takes; nothing is written."""
+        iterator = self.steps.iterate(self.reader, 0)
+        element = tf.nest.flatten(self.steps.slice_spec)
+        rows = -(-self.settings.batch_size // self.steps.part.total)
+        frames = self.config.data.frames.count or self.config.data.max_frames
+        batch = sum(_num_bytes(spec, rows, frames) for spec in element)
+        state = [v.value for owner in self._state.values() for v in owner.variables]
+        held = sum(_num_bytes(v) for v in state)
+        gradients = sum(_num_bytes(v.value) for v in self.model.trainable_variables)
+        lines = [
+            f"{self.config.model.name}: {self.describe()}",
+            f"batch: {self.settings.batch_size} examples in all, "
+            f"{rows} a replica, {_megabytes(batch)} a replica at most",
+            f"memory of a replica: {_megabytes(held)} of weights and optimiser, "
+            f"{_megabytes(gradients)} of gradients, activations beside them",
+            f"steps: {-(-self.reader.num_examples // self.settings.batch_size):,} an "
+            f"epoch, {self.last_step:,} in all",
+        ]
+        began = time.monotonic()
+        first = self.steps.run(iterator, 1)
+        compiled = time.monotonic()
+        second = self.steps.run(iterator, 1)
+        seconds = time.monotonic() - compiled
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        for device in tf.config.list_logical_devices("GPU"):
+            peak = tf.config.experimental.get_memory_info(device.name)["peak"]
+            lines.append(f"peak on {device.name}: {_megabytes(peak)}")
+            peak = 0
+        if peak:
+            lines.append(f"peak of the process: {_megabytes(peak)}")
+        lines.append(
+            f"two steps: loss {first.loss:.6g}, {second.loss:.6g}; the first took "
+            f"{compiled - began:.1f} s, the second {seconds:.2f} s "
+            f"({self.settings.batch_size / seconds:.0f} examples/s)"
+        )
+        return lines
 
     def batch(self, step: int) -> int:
         """The index, in the data, of the batch that follows step `step`."""
@@ -126,33 +199,45 @@ class Trainer:
                 be written.
         """
         settings, first, validation = self.settings, self.step, None
+        alone, stopped_by = worker_count(self.strategy) == 1, 0
         iterator = self.steps.iterate(self.reader, self.batch(self.step))
         with _Signals() as signals, Journal(self) as journal:
             count = 1
-            while self.step < self.last_step and not signals.received:
+            while self.step < self.last_step and not stopped_by:
                 ahead = min(
                     _until_next(self.step, settings.log_steps),
                     _until_next(self.step, settings.eval_steps),
                     _until_next(self.step, settings.save_checkpoint_steps),
+                    _until_next(self.step, self._steps_per_loop),
                     self.last_step - self.step,
                 )
                 began, before = time.monotonic(), self.step
                 try:
-                    outcome = self.steps.run(iterator, min(count, ahead))
-                except tf.errors.OutOfRangeError:  # whole batches were left out
-                    self.last_step = self.step = int(self.optimizer.iterations)
-                    break
+                    outcome = self.steps.run(
+                        iterator, min(count, ahead), signals.received or 0
+                    )
                 except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as e:
-                    self.step = int(self.optimizer.iterations)
+                    self.step = self.steps.taken
                     # Raises what is wrong, unless the record is to be skipped.
                     self.reader.explain(e, self.batch(self.step))
                     iterator = self.steps.iterate(self.reader, self.batch(self.step))
                     continue
+                except tf.errors.OpError as e:
+                    if alone:
+                        raise
+                    raise UserError(
+                        f"Another worker has stopped: {runs.reason(e)} Start all of "
+                        "them again: they go on from the last checkpoint."
+                    ) from e
                 self.step = outcome.step
+                # Several workers stop when all of them know of the signal.
+                stopped_by = signals.received if alone else outcome.signal
                 if outcome.bad_step is not None:
                     self._refuse_non_finite(outcome.bad_step)
                 rate = (self.step - before) / (time.monotonic() - began)
                 count = max(1, min(2 * count, int(rate * _SECONDS_PER_CALL)))
+                if self._steps_per_loop:
+                    count = self._steps_per_loop
 
                 done = self.step == self.last_step
                 journal.advance(outcome, self.step - before)
@@ -164,11 +249,18 @@ class Trainer:
                     validation = self._validate(journal)
             self._save()
             unseen = self.step not in (first, self._validated)
-            if self.eval_reader and unseen and not signals.received:
+            if self.eval_reader and unseen and not stopped_by:
                 validation = self._validate(journal)
-        if signals.received:
+            self.checkpoints.wait()
+        if stopped_by:
             log.info("Stopped at step %d; its checkpoint is saved.", self.step)
-        return Result(self.step, validation, signals.received)
+        return Result(self.step, validation, stopped_by or None)
+
+    @property
+    def _steps_per_loop(self) -> int:
+        """Steps of a call, if it is fixed; several workers must agree on it."""
+        default = _STEPS_PER_CALL_OF_WORKERS if worker_count(self.strategy) > 1 else 0
+        return self.settings.steps_per_loop or default
 
     def _save_due(self) -> bool:
         every, minutes = (
@@ -184,7 +276,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.step != self._saved:
-            self.checkpoints.save(
+            self.checkpoints.save_async(
                 self._state,
                 self.step,
                 self.examples(self.step),
@@ -196,9 +288,12 @@ class Trainer:
         """Validates the checkpoint of this step, which is saved first: nothing is lost
         if validation fails."""
         self._save()
-        validation = evaluation.evaluate(self.model, self.eval_reader, self.settings)
+        with self.averages.used() if self.averages else contextlib.nullcontext():
+            validation = evaluation.evaluate(
+                self.model, self.eval_reader, self.settings, strategy=self.strategy
+            )
         rated = validation.pop("rated_classes", None)
-        if rated is not None:
+        if rated is not None and self.chief:
             evaluation.write_rated_classes(self.directory, rated)
         journal.record_validation(self.step, validation)
         self.checkpoints.set_validation(self.step, validation)
@@ -210,7 +305,9 @@ class Trainer:
         dataset = self.reader.dataset(self.batch(step)).take(1)
         ids = [i.decode() for _, host in dataset for i in host["id"].numpy()]
         path = os.path.join(self.directory, f"non-finite-step-{step + 1}.txt")
-        runs.write_file(path, "\n".join(ids) + "\n")
+        if self.chief:
+            runs.write_file(path, "\n".join(ids) + "\n")
+        self.checkpoints.wait()
         latest = self.checkpoints.latest()
         kept = f"the checkpoint of step {latest.step} is kept" if latest else ""
         raise UserError(
@@ -219,6 +316,34 @@ class Trainer:
             f"{path}); {kept or 'there is no checkpoint yet'}. Lower "
             "--base_learning_rate, or look at these videos."
         )
+
+
+def chief_says(strategy: tf.distribute.Strategy, value: bool) -> bool:
+    """What the chief's `value` is, on all workers; they wait for one another."""
+    if worker_count(strategy) == 1:
+        return value
+
+    @tf.function
+    def reduce(mine):
+        def replica(mine):
+            context = tf.distribute.get_replica_context()
+            mine = tf.identity(mine)  # so that it has a device
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+        return strategy.run(replica, args=(mine,))
+
+    mine = tf.constant(int(value and is_chief(strategy)), tf.int32)
+    return bool(int(strategy.experimental_local_results(reduce(mine))[0]))
+
+
+def _num_bytes(tensor: Any, rows: int = 0, frames: int = 0) -> int:
+    """Bytes of a tensor, or of a spec whose first unknown sizes are rows and frames."""
+    sizes = [s or (rows, frames)[min(i, 1)] for i, s in enumerate(tensor.shape)]
+    return math.prod(sizes) * tensor.dtype.size
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
 
 
 def _until_next(step: int, every: int) -> int:
@@ -235,6 +360,7 @@ class Outcome:
         loss: mean loss of the steps, per example, without penalties.
         bad_step: the steps taken before the first whose loss or gradient is not
             finite; None if all are.
+        signal: the signal that asked a worker to stop, or 0.
         penalty: regularisation penalty of the last step.
         learning_rate: of the last step.
         logits, labels: of the last step's global batch, [B, C].
@@ -243,45 +369,148 @@ class Outcome:
     step: int
     loss: float
     bad_step: int | None
+    signal: int
     penalty: float
     learning_rate: float
     logits: np.ndarray
     labels: np.ndarray
 
 
-class StepFunctions:
-    """The arithmetic of training: gradients, one all-reduce, clipping, the update."""
+class MovingAverages:
+    """Exponential moving averages of a model's weights.
 
-    def __init__(self, config: RunConfig, model: YT8MModel, optimizer, strategy):
+    After step n an average moves by 1 - min(decay, (1 + n) / (10 + n)) of its distance
+    to the weight, so that the first weights are soon forgotten.
+
+    Args:
+        model: a built model; this is called under the strategy's scope.
+        decay: of a step.
+    """
+
+    def __init__(self, model: YT8MModel, decay: float):
+        self.decay = decay
+        self._weights = [v.value for v in model.trainable_variables]
+        self._averages = [
+            tf.Variable(w, trainable=False, aggregation=_FIRST) for w in self._weights
+        ]
+        self._steps = tf.Variable(0.0, trainable=False, aggregation=_FIRST)
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        return [*self._averages, self._steps]
+
+    def update(self, strategy: tf.distribute.Strategy) -> None:
+        """Moves the averages; called outside of the replicas, after each step."""
+        self._steps.assign_add(1.0)
+        warm_up = (1.0 + self._steps) / (10.0 + self._steps)
+        rate = 1.0 - tf.minimum(self.decay, warm_up)
+
+        def move(average, weight, rate):
+            difference = tf.cast(weight, average.dtype) - average
+            average.assign_add(tf.cast(rate, average.dtype) * difference)
+
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            strategy.extended.update(average, move, args=(weight, rate), group=False)
+
+    @contextlib.contextmanager
+    def used(self):
+        """The model has the averages for weights, within the block."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            kept = weight.numpy()
+            weight.assign(average.numpy())
+            average.assign(kept)
+
+
+_FIRST = tf.VariableAggregation.ONLY_FIRST_REPLICA
+
+
+class StepFunctions:
+    """The arithmetic of training: gradients, one all-reduce, clipping, the update.
+
+    Args:
+        config: the run's configuration.
+        model, optimizer: built under the scope of `strategy`.
+        strategy: where to compute.
+        averages: moved after each step, or None.
+        first_step: the steps taken before.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: YT8MModel,
+        optimizer,
+        strategy: tf.distribute.Strategy,
+        averages: MovingAverages | None = None,
+        first_step: int = 0,
+    ):
         self.settings = config.training
         self.model = model
         self.optimizer = optimizer
         self.strategy = strategy
+        self.averages = averages
+        self.part = part_of(strategy)
         self.loss = losses.create(self.settings.label_loss)
+        # The optimiser's own counter stands still where loss scaling skips a step.
+        with strategy.scope():
+            self._taken = tf.Variable(first_step, dtype=tf.int64, aggregation=_FIRST)
         self._run = tf.function(self._steps, reduce_retracing=True)
+        self._compute = self._gradients
+        if self.settings.jit_compile:
+            self._compute = tf.function(self._gradients, jit_compile=True)
+
+    @property
+    def taken(self) -> int:
+        """The steps taken so far."""
+        return int(self._taken.numpy())
 
     def iterate(self, reader: Reader, start_batch: int):
-        """An iterator over the device features of each global batch."""
-        dataset = reader.dataset(start_batch).map(lambda batch, host: batch)
-        self._label_type = dataset.element_spec["labels"].dtype
-        return iter(self.strategy.experimental_distribute_dataset(dataset))
+        """An iterator over each replica's slice of the global batches."""
 
-    def run(self, iterator, count: int) -> Outcome:
-        """Takes `count` steps in one call."""
-        out = self._run(iterator, tf.constant(count, tf.int32))
-        step = int(self.optimizer.iterations.numpy())
+        def features(context):
+            dataset = reader.replica_dataset(start_batch, self.part)
+            return dataset.map(lambda batch, host: batch)
+
+        dataset = self.strategy.distribute_datasets_from_function(features)
+        # Where there are several replicas, a spec for each of them, all alike.
+        spec = tf.nest.map_structure(
+            lambda s: s._value_specs[0] if hasattr(s, "_value_specs") else s,
+            dataset.element_spec,
+        )
+        self.slice_spec = spec
+        self._label_type = spec["labels"].dtype
+        return iter(dataset)
+
+    def run(self, iterator, count: int, signal: int = 0) -> Outcome:
+        """Takes `count` steps in one call.
+
+        Args:
+            iterator: of `iterate`.
+            count: the same for all workers.
+            signal: the signal that asks this worker to stop, or 0.
+        """
+        before = self.taken
+        out = self._run(iterator, tf.constant(count, tf.int32), tf.constant(signal))
         bad = int(out["bad"])
         return Outcome(
-            step=step,
+            step=self.taken,
             loss=float(out["loss"]) / count,
-            bad_step=step - count + bad if bad >= 0 else None,
+            bad_step=before + bad if bad >= 0 else None,
+            signal=int(out["signal"]),
             penalty=float(out["penalty"]),
             learning_rate=float(out["learning_rate"]),
             logits=np.concatenate([x.numpy() for x in out["logits"]]),
             labels=np.concatenate([x.numpy() for x in out["labels"]]),
         )
 
-    def _steps(self, iterator, count):
+    def _steps(self, iterator, count, signal):
         """Several steps, and what the last of them computed.
 
         All steps are of one loop, with outputs or without: TensorFlow optimises each
@@ -291,7 +520,7 @@ class StepFunctions:
         penalty, learning_rate = tf.constant(0.0), tf.constant(0.0)
         # Of a size that the graph does not know, as the size of a batch.
         empty = [tf.minimum(count, 0), self.model.num_classes]
-        replicas = range(len(self.strategy.extended.worker_devices))
+        replicas = range(self.part.count)
         logits = tuple(tf.zeros(empty) for _ in replicas)
         labels = tuple(tf.zeros(empty, self._label_type) for _ in replicas)
         for i in tf.range(count):
@@ -307,14 +536,35 @@ class StepFunctions:
             loss, finite, penalty = loss[0], finite[0], penalty[0]
             total += loss
             bad = tf.where((bad < 0) & ~finite, i, bad)
+            with tf.control_dependencies([loss]):
+                if self.averages:
+                    self.averages.update(self.strategy)
+                self._taken.assign_add(1)
         return {
             "loss": total,
             "bad": bad,
+            "signal": self._any_signal(signal),
             "penalty": penalty,
             "learning_rate": learning_rate,
             "logits": logits,
             "labels": labels,
         }
+
+    def _any_signal(self, signal):
+        """The largest of the workers' signals, so that all of them stop at one step."""
+        if worker_count(self.strategy) == 1:
+            return signal
+
+        def reduce(signal):
+            # A sum is what every strategy can do; place by place no two are mixed up.
+            mine = tf.one_hot(signal, signal_module.NSIG, dtype=tf.int32)
+            context = tf.distribute.get_replica_context()
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+        summed = self.strategy.run(reduce, args=(signal,))
+        (counts, *_) = self.strategy.experimental_local_results(summed)
+        numbers = tf.range(signal_module.NSIG)
+        return tf.reduce_max(tf.where(counts > 0, numbers, 0))
 
     def _replica_step(self, batch):
         """One step of one replica; what it returns first is equal on all of them."""
@@ -322,37 +572,79 @@ class StepFunctions:
             return self._update(batch)
 
     def _update(self, batch):
-        model, settings = self.model, self.settings
         replicas = tf.distribute.get_replica_context()
-        labels = batch["labels"]
-        weights = batch.get("label_weights")
+        total = tf.distribute.ReduceOp.SUM
         # The mean is over the global batch, however its parts fall on the replicas.
-        size = tf.cast(tf.shape(labels)[0], tf.float32)
-        size = replicas.all_reduce(tf.distribute.ReduceOp.SUM, size)
-        variables = model.trainable_variables
+        # It may be empty, where every record of it was left out.
+        size = tf.cast(tf.shape(batch["labels"])[0], tf.float32)
+        size = tf.maximum(replicas.all_reduce(total, size), 1.0)
+        gradients, loss, penalty, logits = self._compute(batch, size)
+        gradients, loss = replicas.all_reduce(total, (gradients, loss))
+        norms = [tf.norm(g) for g in gradients]
+        global_norm = tf.norm(tf.stack(norms))
+        finite = tf.math.is_finite(loss)
+        if not self._scales_loss:  # which meets infinite gradients by a smaller scale
+            finite &= tf.math.is_finite(global_norm)
+        gradients = self._clip(gradients, norms, global_norm)
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        logits = evaluation.rated_logits(logits, batch)
+        return loss, finite, penalty, logits, batch["labels"]
+
+    @property
+    def _scales_loss(self) -> bool:
+        return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+
+    def _gradients(self, batch, size):
+        """This replica's gradients, in as many parts as the settings say.
+
+        Args:
+            batch: the replica's slice of the global batch.
+            size: float32, number of examples in the global batch.
+
+        Returns:
+            The gradients, summed over the slice and divided by `size`, the loss alike,
+            the penalty, and the logits.
+        """
+        parts = self.settings.gradient_accumulation_steps
+        if parts == 1:
+            return self._part_gradients(batch, size)
+        rows = tf.shape(batch["labels"])[0]
+        summed, collected = None, []
+        for i in range(parts):
+            first, end = rows * i // parts, rows * (i + 1) // parts
+            part = {name: values[first:end] for name, values in batch.items()}
+            if summed is not None:  # one after the other: that is what saves memory
+                with tf.control_dependencies([summed[1]]):
+                    part = tf.nest.map_structure(tf.identity, part)
+            gradients, loss, penalty, logits = self._part_gradients(part, size)
+            collected.append(logits)
+            if summed is None:
+                summed = gradients, loss
+            else:
+                summed = tf.nest.map_structure(tf.add, summed, (gradients, loss))
+        return *summed, penalty, tf.concat(collected, axis=0)
+
+    def _part_gradients(self, batch, size):
+        settings, variables = self.settings, self.model.trainable_variables
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
         with tf.GradientTape() as tape:
-            outputs = forward(model, batch, training=True)
-            loss = tf.reduce_sum(self.loss(labels, outputs, weights)) / size
-            # Every replica adds the same penalties: each takes its part of them.
+            outputs = forward(self.model, batch, training=True)
+            weights = batch.get("label_weights")
+            loss = self.loss(batch["labels"], outputs, weights)
+            loss = tf.reduce_sum(loss) / size
+            # Every part of every replica adds the same penalties: each takes its share.
             penalty = settings.regularization_penalty * tf.add_n(
-                [tf.cast(p, tf.float32) for p in model.losses] or [tf.constant(0.0)]
+                [tf.cast(p, tf.float32) for p in self.model.losses]
+                or [tf.constant(0.0)]
             )
-            objective = loss + penalty / replicas.num_replicas_in_sync
+            share = replicas * settings.gradient_accumulation_steps
+            objective = self.optimizer.scale_loss(loss + penalty / share)
         gradients = tape.gradient(objective, [v.value for v in variables])
         gradients = [
             tf.zeros_like(v.value) if g is None else tf.convert_to_tensor(g)
             for g, v in zip(gradients, variables, strict=True)
         ]
-        gradients, loss = replicas.all_reduce(
-            tf.distribute.ReduceOp.SUM, (gradients, loss)
-        )
-        norms = [tf.norm(g) for g in gradients]
-        global_norm = tf.norm(tf.stack(norms))
-        finite = tf.math.is_finite(loss) & tf.math.is_finite(global_norm)
-        gradients = self._clip(gradients, norms, global_norm)
-        self.optimizer.apply(gradients, variables)
-        logits = evaluation.rated_logits(outputs["logits"], batch)
-        return loss, finite, penalty, logits, labels
+        return gradients, loss, penalty, outputs["logits"]
 
     def _clip(self, gradients, norms, global_norm):
         """Clips the reduced gradients: each by its own norm, then all by the global.
@@ -360,12 +652,16 @@ class StepFunctions:
         A norm of zero leaves its (zero) gradient as it is.
         """
         each, whole = self.settings.clip_gradient_norm, self.settings.clip_global_norm
+        # Gradients of a scaled loss are clipped at as many times the norm.
+        scale = self.optimizer.dynamic_scale if self._scales_loss else 1.0
         if each > 0:
+            each = each * scale
             factors = [each / tf.maximum(n, each) for n in norms]
             gradients = [g * f for g, f in zip(gradients, factors, strict=True)]
             clipped = [n * f for n, f in zip(norms, factors, strict=True)]
             global_norm = tf.norm(tf.stack(clipped))
         if whole > 0:
+            whole = whole * scale
             factor = whole / tf.maximum(global_norm, whole)
             gradients = [g * factor for g in gradients]
         return gradients
@@ -384,23 +680,26 @@ class _Signals:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for number in (signal_module.SIGINT, signal_module.SIGTERM):
+                self._before[number] = signal_module.signal(number, self._note)
         return self
 
     def _note(self, number, frame):
         self.received = number
         log.info("Signal %d: saving, then stopping. Again to stop at once.", number)
         for n, handler in self._before.items():
-            signal.signal(n, handler)
+            signal_module.signal(n, handler)
 
     def __exit__(self, *exception):
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal_module.signal(number, handler)
 
 
 class Journal:
-    """Progress line, `metrics.csv` and TensorBoard events of a run."""
+    """Progress line, `metrics.csv` and TensorBoard events of a run.
+
+    Of several workers the chief alone writes them.
+    """
 
     FIELDS = (
         *("step", "examples", "split", "loss", "hit_at_1", "perr", "gap", "map"),
@@ -413,11 +712,13 @@ class Journal:
             total=trainer.last_step, unit="steps", initial=trainer.step
         )
         self.path = os.path.join(trainer.directory, "metrics.csv")
-        self.events = {
-            split: EventWriter(os.path.join(trainer.directory, "events", split))
-            for split in ("train", "validation")
-        }
-        self._drop_rows_after(trainer.step)
+        self.events = {}
+        if trainer.chief:
+            self.events = {
+                split: EventWriter(os.path.join(trainer.directory, "events", split))
+                for split in ("train", "validation")
+            }
+            self._drop_rows_after(trainer.step)
         self._start_interval()
 
     def __enter__(self):
@@ -471,6 +772,8 @@ class Journal:
         self._start_interval()
 
     def _write(self, split: str, step: int, values: dict[str, Any]) -> None:
+        if not self.trainer.chief:
+            return
         row = {"step": step, "examples": self.trainer.examples(step), "split": split}
         row |= {k: f"{v:.6g}" for k, v in values.items() if k in self.FIELDS}
         with tf.io.gfile.GFile(self.path, "a") as f:

@@ -121,8 +121,13 @@ def create_optimizer(
             return grads_and_vars
 
     try:
-        return ReducedGradients(
+        optimizer = ReducedGradients(
             learning_rate=schedule, name=name, **{**defaults, **config.optimizer_args}
         )
     except (TypeError, ValueError) as e:
         raise UserError(f"--optimizer_args: {name} refuses them: {e}") from e
+    if config.precision == "float16":
+        # Scales the loss so that small gradients do not vanish, and skips a step whose
+        # gradients overflowed.
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer

@@ -147,6 +147,7 @@ def test_a_run_and_its_predictions_live_in_a_bucket(monkeypatch, tmp_path, capsy
     with cloud_storage() as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
+        remote._gcs_problem.cache_clear()
         ids = write_shards("gs://bucket/data")
         data, run = "gs://bucket/data/train*.tfrecord", "gs://bucket/run"
         assert train(data, run, "--max_steps=2") == 0

@@ -133,7 +133,10 @@ def test_two_replicas_train_as_one_does(options):
     """Also on a last batch of 5, which two replicas cannot share evenly."""
     reader = FixedReader(*arrays(3 * BATCH + 5))
     devices = tf.config.list_logical_devices("CPU")
-    two = tf.distribute.MirroredStrategy([d.name for d in devices[:2]])
+    two = tf.distribute.MirroredStrategy(
+        [d.name for d in devices[:2]],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
     assert two.num_replicas_in_sync == 2
     settings = training(**options)
     one_outcome, one = weights_after(make_steps(settings, l2_penalty=0.1), reader, 4)

@@ -106,7 +106,8 @@ def _load_tensorflow_io() -> str:
 def _gcs_problem() -> str | None:
     """Why no request reaches Google Cloud Storage; TensorFlow would try for minutes."""
     try:
-        urllib.request.urlopen(_GCS_URL, timeout=_SECONDS).close()
+        # Not `urlopen`, which keeps the proxies of its first call.
+        urllib.request.build_opener().open(_GCS_URL, timeout=_SECONDS).close()
     except urllib.error.HTTPError as e:
         e.close()  # it answers; whether we may read is TensorFlow's to find out
     except OSError as e:

@@ -17,6 +17,8 @@ from yt8m.cli import flags as shared
 from yt8m.data import download
 from yt8m.errors import UserError
 
+LOCAL = ("output_dir", "base_url")
+
 
 def define(flags: shared.FlagValues) -> None:
     def string(name, default, help):

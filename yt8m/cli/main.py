@@ -55,7 +55,7 @@ def run(command: str, arguments: list[str]) -> int:
         if len(rest) < len(wanted):
             raise UserError(f"Give {wanted[len(rest)]}; see --help.")
         import_tensorflow()
-        _prepare_paths(flags)
+        _prepare_paths(flags, getattr(module, "LOCAL", ()))
         return module.run(flags, *rest) or 0
     except absl_flags.Error as e:
         print(f"{command}: {_one_line(e)} See --help.", file=sys.stderr)
@@ -111,13 +111,18 @@ def import_tensorflow() -> None:
             os.close(saved)
 
 
-def _prepare_paths(flags: absl_flags.FlagValues) -> None:
-    """Loads the file systems that paths need; shards on web servers when listed."""
+def _prepare_paths(flags: absl_flags.FlagValues, local: tuple[str, ...]) -> None:
+    """Loads the file systems that paths need; shards on web servers when listed.
+
+    Args:
+        flags: of the command.
+        local: the flags that the command allows no such path.
+    """
     from yt8m import remote
 
     for name in flags:
         value = flags[name].value
-        if isinstance(value, str) and not remote.is_url(value):
+        if isinstance(value, str) and name not in local and not remote.is_url(value):
             remote.prepare(value, f"--{name}")
 
 

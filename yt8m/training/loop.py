@@ -753,7 +753,12 @@ class Journal:
         examples = self._steps * self.trainer.settings.batch_size
         values = {
             "loss": self._loss / self._steps,
-            **batch_metrics(outcome.logits, outcome.labels),
+            # Every record of the batch may have been left out.
+            **(
+                batch_metrics(outcome.logits, outcome.labels)
+                if len(outcome.labels)
+                else {}
+            ),
             "penalty": outcome.penalty,
             "learning_rate": outcome.learning_rate,
             "examples_per_second": examples / (time.monotonic() - self._began),
@@ -761,7 +766,8 @@ class Journal:
         self._write("train", outcome.step, values)
         shown = {"loss": f"{values['loss']:.4g}"}
         for label, name in (("Hit@1", "hit_at_1"), ("PERR", "perr"), ("GAP", "gap")):
-            shown[label] = f"{values[name]:.3f}"
+            if name in values:
+                shown[label] = f"{values[name]:.3f}"
         shown["examples/s"] = f"{values['examples_per_second']:.0f}"
         self.progress.update(0, **shown)
         self._start_interval()

@@ -1,5 +1,8 @@
 """The command line: parsing, near matches, exit codes, help, recipes."""
 
+import subprocess
+import sys
+
 import pytest
 from absl import flags as absl_flags
 
@@ -135,3 +138,15 @@ def test_the_list_of_models_has_level_arguments_and_paper(capsys):
     text = capsys.readouterr().out
     assert "NetVLADModel (frame level)" in text and "1706.06905" in text
     assert "    clusters=64" in text
+
+
+def test_no_command_imports_tensorflow_before_its_start_up_notes_are_hidden():
+    code = (
+        "import importlib, sys\n"
+        "from yt8m.cli import main\n"
+        "for name in main.command_names():\n"
+        "    importlib.import_module('yt8m.cli.' + name.replace('-', '_'))\n"
+        "    assert 'tensorflow' not in sys.modules, name\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from yt8m import registry, schema
+from yt8m import schema
 from yt8m.config import (
     LR_SCHEDULES,
     PRECISIONS,
@@ -510,6 +510,8 @@ def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
     Raises:
         UserError: one differs from the run's; names both values.
     """
+    from yt8m import registry  # which imports Keras
+
     segments = flags.segment_labels  # of this command, not of the run
     take_over(flags, stored)
     flags.segment_labels = False

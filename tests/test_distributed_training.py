@@ -107,9 +107,9 @@ NETVLAD = {"clusters": 4, "hidden_size": 8}
     ("replicas", "options"),
     [
         ([2, 4], {"args": NETVLAD, "optimizer": "Adam"}),
-        ([2], {"args": NETVLAD, "optimizer": "SGD", "base_learning_rate": 0.05}),
+        ([2, 4], {"args": NETVLAD, "optimizer": "SGD", "base_learning_rate": 0.05}),
         (
-            [2],
+            [2, 4],
             {
                 "model": "FrameLevelLogisticModel",
                 "args": {"l2_penalty": 0.1},
@@ -118,7 +118,7 @@ NETVLAD = {"clusters": 4, "hidden_size": 8}
             },
         ),
         (
-            [2],
+            [2, 4],
             {
                 "model": "DbofModel",
                 "args": {"clusters": 16, "hidden_size": 8},

@@ -29,7 +29,8 @@ setup(
     extras_require={
         # tensorflow-io does not pin TensorFlow; its last release loads with 2.16 only.
         "io": ["tensorflow==2.16.*", "tensorflow-io==0.37.1"],
-        "dev": ["pytest", "ruff"],
+        "clusters": ["scikit-learn"],
+        "dev": ["pytest", "ruff", "scikit-learn"],
     },
     entry_points={"console_scripts": ["yt8m = yt8m.cli.main:main"]},
 )

@@ -26,7 +26,7 @@ class LogisticModel(VideoLevelModel):
         )
 
     def classify(self, video, training=False):
-        return {"logits": self.head(video, training=training), "embedding": video}
+        return {**self.head(video, training=training), "embedding": video}
 
 
 @register(level="video", paper="Abu-El-Haija et al. 2016, arXiv:1609.08675, 4.3.3")
@@ -53,4 +53,4 @@ class MoeModel(VideoLevelModel):
         )
 
     def classify(self, video, training=False):
-        return {"logits": self.head(video, training=training), "embedding": video}
+        return {**self.head(video, training=training), "embedding": video}

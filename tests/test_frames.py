@@ -55,6 +55,15 @@ def test_evaluation_takes_even_frames_whatever_the_method():
             np.testing.assert_array_equal(got, expected)
 
 
+def test_a_model_may_be_evaluated_on_all_frames_though_trained_on_some():
+    selection = FrameSelection(2, "random", skip_first=1, evaluation="all")
+    lengths = tf.constant([4, 2])
+    indices, taken = frames.select_frames(lengths, selection, None)
+    np.testing.assert_array_equal(indices, [[1, 2, 3], [1, 1, 1]])
+    assert taken.numpy().tolist() == [3, 1]
+    assert frames.select_frames(lengths, selection, [1, 2])[0].shape == (2, 2)
+
+
 def test_all_frames_but_the_first_may_be_taken():
     indices, taken = select(None, "random", None, skip_first=2, lengths=[2, 3, 5])
     np.testing.assert_array_equal(indices, [[0, 1, 1], [2, 2, 2], [2, 3, 4]])

@@ -559,7 +559,7 @@ def test_moe_gives_the_probabilities_of_the_mixture(num_mixtures):
     head.build((None, D))
     _randomise(head)
     x = _frames()[3]
-    y = head(tf.constant(x))
+    y = head(tf.constant(x))["logits"]
     assert y.shape == (T, 7) and y.dtype == tf.float32
     np.testing.assert_allclose(tf.sigmoid(y), _moe_twin(head, x), atol=1e-6)
 
@@ -569,7 +569,7 @@ def test_moe_columns_are_class_major_and_the_last_gate_is_the_dummy():
     head.build((None, 1))
     head.gate_kernel.assign([[0.0, np.log(3.0), np.log(4.0), 0.0]])
     head.expert_kernel.assign([[0.0, 50.0]])
-    p = tf.sigmoid(head(tf.constant([[1.0]])))
+    p = tf.sigmoid(head(tf.constant([[1.0]]))["logits"])
     # Class 0: gate 1/4, expert 1/2. Class 1: gate 4/5, expert 1.
     np.testing.assert_allclose(p, [[0.125, 0.8]], rtol=1e-6)
 
@@ -582,7 +582,7 @@ def test_moe_is_exact_at_extreme_gates_and_experts(gate, expert):
     head.gate_kernel.assign([[gate, 0.0, 0.0]])
     head.expert_kernel.assign([[expert, -1.0]])
     with tf.GradientTape() as tape:
-        y = head(tf.constant([[1.0]]))
+        y = head(tf.constant([[1.0]]))["logits"]
     gradients = tape.gradient(y, head.trainable_weights)
     g, e = np.array([gate, 0.0]), np.array([expert, -1.0])
     log_yes = np.logaddexp.reduce(g - np.logaddexp(0, -e))
@@ -596,7 +596,7 @@ def test_moe_of_a_zero_vector_has_even_gradients():
     head = MoEHead(1, num_mixtures=2)
     head.build((None, 1))
     with tf.GradientTape() as tape:
-        y = head(tf.constant([[0.0]]))
+        y = head(tf.constant([[0.0]]))["logits"]
     np.testing.assert_allclose(tf.sigmoid(y), [[1 / 3]], rtol=1e-6)
     # d logit / d p = 1 / (p (1 - p)) = 9/2; d p / d e_m = 1/3 * 1/4.
     np.testing.assert_allclose(
@@ -610,7 +610,7 @@ def test_the_logistic_head_is_a_dense_layer():
     _randomise(head)
     x = _frames()[3]
     expected = x @ _value(head.kernel) + _value(head.bias)
-    np.testing.assert_allclose(head(tf.constant(x)), expected, atol=1e-5)
+    np.testing.assert_allclose(head(tf.constant(x))["logits"], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(HEADS))
@@ -631,8 +631,8 @@ def test_a_head_gates_its_probabilities_on_request(name):
     _randomise(head)
     x = tf.constant(_frames()[3])
     expected = head.gating(head.class_logits(x))
-    np.testing.assert_array_equal(head(x), expected)
-    assert (head(x).numpy() < head.class_logits(x).numpy()).all()
+    np.testing.assert_array_equal(head(x)["logits"], expected)
+    assert (head(x)["logits"].numpy() < head.class_logits(x).numpy()).all()
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,20 @@ def test_steps_in_one_call_equal_steps_in_several():
         np.testing.assert_array_equal(a, b.numpy())
 
 
+def test_mixup_trains_on_blends_that_the_step_and_the_seed_decide():
+    reader, options = FixedReader(*arrays(4 * BATCH)), {"mixup": 0.4, "seed": 3}
+    at_once, together = weights_after(make_steps(training(**options)), reader, 4)
+    steps = make_steps(training(**options))
+    iterator = steps.iterate(reader, 0)
+    for _ in range(4):
+        steps.run(iterator, 1)
+    for ours, theirs in zip(together, steps.model.variables, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    plain, without = weights_after(make_steps(training()), reader, 4)
+    assert np.abs(together[0] - without[0]).max() > 1e-4
+    np.testing.assert_array_equal(at_once.labels, plain.labels)
+
+
 @pytest.mark.parametrize("bad_batch", [0, 1, 3])
 def test_the_first_step_that_is_not_finite_is_named(bad_batch):
     features, labels = arrays(4 * BATCH)

@@ -36,14 +36,15 @@ class FrameSelection:
 
     Attributes:
         count: how many; None takes all.
-        method: one of `SELECTION_METHODS`; training only, evaluation takes `count`
-            evenly spaced frames.
+        method: one of `SELECTION_METHODS`; of training only.
         skip_first: frames left out at the start of every video that has more.
+        evaluation: `even` takes `count` evenly spaced frames at evaluation, `all` all.
     """
 
     count: int | None = None
     method: str = "random"
     skip_first: int = 0
+    evaluation: str = "even"
 
     def __post_init__(self):
         if self.count is not None and self.count < 1:
@@ -53,8 +54,18 @@ class FrameSelection:
                 f"Unknown frame selection {self.method}. "
                 f"{near_matches(self.method, SELECTION_METHODS)}"
             )
+        if self.evaluation not in ("even", "all"):
+            raise UserError(
+                f"Frames of evaluation: even or all, not {self.evaluation}."
+            )
         if self.skip_first < 0:
             raise UserError(f"`skip_first` must be >= 0, not {self.skip_first}.")
+
+    def evaluated(self) -> "FrameSelection":
+        """The selection at evaluation, where `count` frames are evenly spaced."""
+        if self.evaluation == "even":
+            return self
+        return dataclasses.replace(self, count=None)
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,9 @@ class TrainingConfig:
     shuffle_window: int = 0  # records; 0: the reader's own choice
     on_bad_record: str = "fail"
     label_loss: str = "CrossEntropyLoss"
+    label_loss_args: dict[str, Any] = field(default_factory=dict)
     regularization_penalty: float = 1.0
+    deep_supervision_weight: float = 0.1  # of the losses of auxiliary logits
     optimizer: str = "Adam"
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     base_learning_rate: float = 0.01
@@ -154,6 +167,7 @@ class TrainingConfig:
     clip_global_norm: float = 0.0  # of all gradients together; 0: off
     precision: str = "float32"
     gradient_accumulation_steps: int = 1
+    mixup: float = 0.0  # alpha of the Beta distribution of the shares; 0: off
     ema_decay: float = 0.0  # of the weights' moving averages; 0: none are kept
     sync_batch_norm: bool = False
     steps_per_loop: int = 0  # steps of a call; 0: about a second
@@ -171,6 +185,8 @@ class TrainingConfig:
             ("max_steps", 0),
             ("shuffle_window", 0),
             ("warmup_examples", 0),
+            ("deep_supervision_weight", 0),
+            ("mixup", 0),
             ("save_checkpoint_minutes", 0),
             ("save_checkpoint_steps", 0),
             ("keep_checkpoints", 1),

@@ -13,6 +13,7 @@ from keras import ops
 
 from yt8m import registry, schema
 from yt8m.config import FrameSelection
+from yt8m.layers.constants import weights_follow
 from yt8m.layers.heads import Head, create_head
 from yt8m.layers.masking import length_mask
 from yt8m.layers.preprocessing import dequantize, l2_normalize
@@ -56,6 +57,9 @@ class YT8MModel(keras.Model):
     def features(self) -> dict[str, int]:
         return dict(self.feature_sizes)
 
+    #: Keys of a batch that the model reads beside these, in training only.
+    training_input_names: tuple[str, ...] = ()
+
     @property
     def input_names(self) -> list[str]:
         """The keys of a batch that the model reads."""
@@ -76,7 +80,8 @@ class YT8MModel(keras.Model):
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         # Keras would call the model on floats of the recorded shapes.
-        self.ensure_built()
+        with weights_follow():
+            self.ensure_built()
 
     def get_config(self) -> dict[str, Any]:
         """Every constructor argument, read from the attribute of the same name."""
@@ -96,9 +101,11 @@ class FrameLevelModel(YT8MModel):
             Rows from `num_frames` on are padding and may hold anything.
 
     Returns:
-        Dictionary with `logits` float32 [B, C], usually `embedding` [B, H] (what
-        feeds the classifier), and for deep supervision `auxiliary_logits`, a list
-        of [B, C].
+        Dictionary with `logits` float32 [B, C] and usually `embedding` [B, H] (what
+        feeds the classifier). In training it may have more, for the loss (see
+        `yt8m.losses.objective`): `auxiliary_logits`, a list of [B, C], for deep
+        supervision; `frame_logits` [B, T, C] with `frame_weights` [B, T]; `penalty`
+        [B], added to the loss of each example.
     """
 
     #: The frames a model takes unless flags say otherwise; None takes all.
@@ -149,37 +156,60 @@ class PoolingModel(FrameLevelModel):
 
     Args:
         head: name of the classifier, see `yt8m.layers.heads`.
+        head_args: arguments of the head, by name; these override the ones below.
         num_mixtures: experts of each class; None takes the head's own number.
         l2_penalty: the loss gets l2_penalty * sum(w^2) / 2 of the head's kernels.
+        label_processing, label_processing_args: what the logits pass through, see
+            `yt8m.layers.label_processing`, and its arguments.
         gating_probabilities: context gating of the class probabilities, whose
             weights are C x C.
 
     Raises:
-        UserError: an unknown head, or `num_mixtures` for a head without mixtures.
+        UserError: an unknown head, an argument that it does not have, or
+            `num_mixtures` for a head without mixtures.
     """
 
     def __init__(
         self,
         head: str = "moe",
+        head_args: dict[str, Any] | None = None,
         num_mixtures: int | None = None,
         l2_penalty: float = 1e-8,
+        label_processing: str | None = None,
+        label_processing_args: dict[str, Any] | None = None,
         gating_probabilities: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.head = head
+        self._head_args = tuple((head_args or {}).items())
         self.num_mixtures = num_mixtures
         self.l2_penalty = l2_penalty
+        self.label_processing = label_processing
+        self._label_processing_args = tuple((label_processing_args or {}).items())
         self.gating_probabilities = gating_probabilities
         self._create_classifier()  # refuses wrong arguments before anything is built
 
+    @property
+    def head_args(self) -> dict[str, Any]:
+        return dict(self._head_args)
+
+    @property
+    def label_processing_args(self) -> dict[str, Any]:
+        return dict(self._label_processing_args)
+
     def _create_classifier(self) -> Head:
+        args = {
+            "num_mixtures": self.num_mixtures,
+            "l2_penalty": self.l2_penalty,
+            "label_processing": self.label_processing,
+            "label_processing_args": self.label_processing_args,
+            "gating_probabilities": self.gating_probabilities,
+        }
         return create_head(
             self.head,
             self.num_classes,
-            num_mixtures=self.num_mixtures,
-            l2_penalty=self.l2_penalty,
-            gating_probabilities=self.gating_probabilities,
+            **{**args, **self.head_args},
             dtype=self.dtype_policy,
             name="head",
         )
@@ -195,8 +225,8 @@ class PoolingModel(FrameLevelModel):
 
     def classify(self, frames: Any, mask: Any, training: bool = False) -> Outputs:
         embedding = self.pool(frames, mask, training=training)
-        logits = self.classifier(embedding, training=training)
-        return {"logits": logits, "embedding": embedding}
+        outputs = self.classifier(embedding, training=training)
+        return {**outputs, "embedding": embedding}
 
 
 class VideoLevelModel(YT8MModel):
@@ -239,7 +269,10 @@ def forward(model: Any, batch: dict[str, Any], training: bool = False) -> Output
 
     Evaluation, inference and export all call this, so that they cannot disagree.
     """
-    inputs = {name: batch[name] for name in model.input_names}
+    names = list(model.input_names)
+    if training:
+        names += model.training_input_names
+    inputs = {name: batch[name] for name in names}
     return model(inputs, training=training)
 
 

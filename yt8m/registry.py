@@ -110,3 +110,26 @@ def create(name: str, **args: Any):
     except (ValueError, TypeError) as e:
         given = ", ".join(f"{key}={value!r}" for key, value in args.items())
         raise UserError(f"{name} cannot be built with {given}: {e}") from e
+
+
+def create_part(what: str, classes: dict[str, type], name: str, args: dict[str, Any]):
+    """Builds a part of a model, such as its head, by the part's name.
+
+    Args:
+        what: what it is, for messages.
+        classes: the known ones, by name.
+        name: a key of `classes`.
+        args: of the constructor.
+
+    Raises:
+        UserError: unknown name or argument (near matches are listed).
+    """
+    if name not in classes:
+        raise UserError(f"Unknown {what} {name}. {near_matches(name, classes)}")
+    known = arguments(classes[name])
+    for key in args:
+        if key not in {*known, "dtype", "name"}:
+            raise UserError(
+                f"The {what} {name} has no argument {key}. {near_matches(key, known)}"
+            )
+    return classes[name](**args)

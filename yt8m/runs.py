@@ -30,6 +30,7 @@ import tensorflow as tf
 from yt8m import registry, schema
 from yt8m.config import DataConfig, ModelConfig, RunConfig
 from yt8m.errors import UserError
+from yt8m.layers.constants import weights_follow
 from yt8m.model import FrameLevelModel, YT8MModel
 
 CONFIG_FILE = "config.json"
@@ -90,9 +91,18 @@ def _refuse_second_copy(name: str, loaded: str) -> None:
 
 
 def build_model(
-    config: ModelConfig, data: DataConfig, precision: str = "float32"
+    config: ModelConfig,
+    data: DataConfig,
+    precision: str = "float32",
+    restored: bool = False,
 ) -> YT8MModel:
     """Builds the model that `config` names for the features of `data`, with weights.
+
+    Args:
+        config, data: of the run.
+        precision: of the arithmetic, see `yt8m.config`.
+        restored: its weights come from a checkpoint next; files that the model reads
+            when it is new need not be there.
 
     Raises:
         UserError: unknown name or argument, or a model of another level.
@@ -111,7 +121,8 @@ def build_model(
             f"{config.name} is a {model.level}-level model, but the features "
             f"{', '.join(data.features)} are read at the {data.level} level."
         )
-    return model.ensure_built()
+    with weights_follow() if restored else contextlib.nullcontext():
+        return model.ensure_built()
 
 
 def default_data_config(name: str, **values: Any) -> DataConfig:
@@ -513,7 +524,9 @@ def load_run(directory: str, which: str = "latest") -> Run:
     config = read_config(directory)
     checkpoints = Checkpoints(directory)
     info = checkpoints.find(which)
-    model = build_model(config.model, config.data, config.training.precision)
+    model = build_model(
+        config.model, config.data, config.training.precision, restored=True
+    )
     checkpoints.restore_for_evaluation(info, model)
     return Run(directory, config, model, info)
 

@@ -79,7 +79,7 @@ def _count_videos(files: list[str]) -> dict[str, Counter]:
     videos = Counter[int]()
     sizes = Counter[int]()  # number of labels -> number of videos
     with Progress(total=sum(RecordIndex().counts(files))) as progress:
-        for labels in _read_labels(files):
+        for labels in read_labels(files):
             videos.update(labels)
             sizes[len(labels)] += 1
             progress.update(1)
@@ -121,7 +121,7 @@ def _count_segments(files: list[str]) -> dict[str, Counter]:
     return {"positive segments": positive, "rated segments": rated}
 
 
-def _read_labels(files: list[str]) -> Iterator[set[int]]:
+def read_labels(files: list[str]) -> Iterator[set[int]]:
     """The labels of each video, of either level; its features are not parsed."""
     import tensorflow as tf
 

@@ -94,7 +94,7 @@ def run(flags: shared.FlagValues) -> int:
         if model is None:
             with strategy.scope():
                 model = runs.build_model(
-                    config.model, config.data, config.training.precision
+                    config.model, config.data, config.training.precision, restored=True
                 )
         try:
             checkpoints.restore_for_evaluation(info, model)

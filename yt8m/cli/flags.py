@@ -185,11 +185,11 @@ def segment_label_ids_file(flags: FlagValues, what: str, default: str) -> None:
 def eval_frames(flags: FlagValues) -> None:
     absl_flags.DEFINE_enum(
         "eval_frames",
-        "even",
+        None,
         EVAL_FRAMES,
         "Which frames of a video are taken, if the model was trained on some of them: "
         "as many, evenly spaced; as many, drawn as in training but always the same; "
-        "or all.",
+        "or all (default: the model's own, of most models even).",
         flag_values=flags,
     )
 
@@ -324,7 +324,19 @@ def training(flags: FlagValues) -> None:
     integer("seed", "Seed of weights, order and sampling.")
     integer("shuffle_window", "Records shuffled together; 0: the reader's choice.")
     string("label_loss", TrainingConfig.label_loss, "The loss, by name.")
+    string("label_loss_args", "", "Its arguments, as name=value,name=value.")
+    absl_flags.DEFINE_string(
+        "class_counts",
+        None,
+        "A spelling of --label_loss_args=class_counts=...: the file of "
+        "`yt8m count --per_class`, for ClassBalancedCrossEntropyLoss.",
+        flag_values=flags,
+    )
     number("regularization_penalty", "Factor of the model's penalties.")
+    number(
+        "deep_supervision_weight",
+        "Factor of the mean loss of a model's auxiliary classifiers.",
+    )
     string("optimizer", TrainingConfig.optimizer, "Adam, AdamW, SGD, RMSProp, Adagrad.")
     string("optimizer_args", "", "Its arguments, as name=value,name=value.")
     number("base_learning_rate", "Learning rate at the start.")
@@ -348,6 +360,7 @@ def training(flags: FlagValues) -> None:
         flag_values=flags,
     )
     integer("gradient_accumulation_steps", "Parts in which a batch is computed.", 1)
+    number("mixup", "Alpha of mixup's Beta distribution; 0: no mixup.")
     number("ema_decay", "Decay of moving averages of the weights; 0: none.")
     integer("steps_per_loop", "Steps of each call of the device; 0: about a second.")
     for name, help in (
@@ -500,7 +513,7 @@ def take_over(flags: FlagValues, stored: RunConfig) -> None:
         "segment_labels": stored.data.segments,
     }
     for name, value in values.items():
-        if name in flags and not given(flags, name) and name != "optimizer_args":
+        if name in flags and not given(flags, name) and not name.endswith("_args"):
             flags[name].value = value
 
 
@@ -536,10 +549,12 @@ def evaluated_data(flags: FlagValues, data: DataConfig) -> tuple[DataConfig, dic
     Returns:
         The configuration, and the options that the reader gets for it.
     """
-    if flags.eval_frames == "all":
-        every = FrameSelection(skip_first=data.frames.skip_first)
-        return dataclasses.replace(data, frames=every), {}
-    return data, {"frame_seed": 0} if flags.eval_frames == "random" else {}
+    if flags.eval_frames == "random":
+        return data, {"frame_seed": 0}
+    if flags.eval_frames:
+        frames = dataclasses.replace(data.frames, evaluation=flags.eval_frames)
+        return dataclasses.replace(data, frames=frames), {}
+    return data, {}
 
 
 def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
@@ -562,6 +577,7 @@ def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
         "skip_first": default.frames.skip_first
         if flags.skip_first_frames is None
         else flags.skip_first_frames,
+        "evaluation": default.frames.evaluation,
     }
     if flags.frame_features is not None:
         level = "frame" if flags.frame_features else "video"
@@ -584,7 +600,14 @@ def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
 def training_config(flags: FlagValues) -> TrainingConfig:
     """The `TrainingConfig` of the flags."""
     values = {name: flags[name].value for name in TrainingConfig.__dataclass_fields__}
-    values["optimizer_args"] = parse_arguments(flags.optimizer_args, "--optimizer_args")
+    for name in ("label_loss_args", "optimizer_args"):
+        values[name] = parse_arguments(flags[name].value, f"--{name}")
+    if flags.class_counts:
+        if "class_counts" in values["label_loss_args"]:
+            raise UserError(
+                "--label_loss_args and --class_counts both set class_counts."
+            )
+        values["label_loss_args"]["class_counts"] = flags.class_counts
     return TrainingConfig(**values)
 
 

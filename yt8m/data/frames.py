@@ -33,8 +33,8 @@ def select_frames(
     Args:
         num_frames: int32 [B].
         selection: how many and by which method.
-        seed: int [2] for the random methods; None takes evenly spaced frames, as
-            evaluation does, whatever the method.
+        seed: int [2] for the random methods; None takes evenly spaced frames, or all,
+            as the selection says of evaluation, whatever the method.
         rows: int32 [B], which rows of a larger batch these videos are, and the size
             of that batch. With `max_frames`, the frames drawn of a video are then
             those that the whole batch would give it.
@@ -44,6 +44,8 @@ def select_frames(
         indices int32 [B, n] into the frames, where n is the largest number taken of
         a video, and the numbers taken int32 [B].
     """
+    if seed is None:
+        selection = selection.evaluated()
     skipped = tf.where(num_frames > selection.skip_first, selection.skip_first, 0)
     available = num_frames - skipped
     count = selection.count

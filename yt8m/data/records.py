@@ -307,7 +307,7 @@ def parse_frame_batch(
         config: names and sizes of the features, classes, frames to take. With
             `config.segments`, the records are those that `segments.cut` makes.
         float_features: the names of those that hold floats; the others hold bytes.
-        seed: int [2] for the random choice of frames; None takes evenly spaced ones.
+        seed: int [2] for the random choice of frames; None takes those of evaluation.
         rows: where the records are part of a larger batch: int32 [B], which of its
             rows they are, and its size. Random frames do not depend on the part.
         static_frames: pad to T = `config.frames.count`, or, if all frames are taken,
@@ -340,12 +340,13 @@ def parse_frame_batch(
     first = lengths[next(iter(config.features))]
     num_frames = tf.minimum(tf.cast(first, tf.int32), max_frames)
     indices = None
-    if config.frames.count is not None or config.frames.skip_first:
+    selection = config.frames if seed is not None else config.frames.evaluated()
+    if selection.count is not None or selection.skip_first:
         indices, num_frames = select_frames(
-            num_frames, config.frames, seed, rows=rows, max_frames=max_frames
+            num_frames, selection, seed, rows=rows, max_frames=max_frames
         )
     # Copying a frame as a string costs about four times its decoding.
-    few = 4 * (config.frames.count or max_frames) <= max_frames
+    few = 4 * (selection.count or max_frames) <= max_frames
     batch = {}
     for name, size in config.features.items():
         rows = frames[name]  # string [B, T] or float32 [B, T, size]
@@ -364,7 +365,7 @@ def parse_frame_batch(
             elif not few:
                 rows = tf.gather(rows, indices, batch_dims=1)
         if static_frames:
-            length = config.frames.count or max_frames
+            length = selection.count or max_frames
             rows = tf.pad(rows, [[0, 0], [0, length - tf.shape(rows)[1]], [0, 0]])
             rows = tf.ensure_shape(rows, [None, length, size])
         batch[name] = tf.ensure_shape(rows, [None, None, size])

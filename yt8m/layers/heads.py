@@ -2,58 +2,83 @@
 
 A head is found by name, so that any model may take any of them:
 
-    create_head("moe", num_classes=3862, num_mixtures=4)
+    head = create_head("moe", num_classes=3862, num_mixtures=4)
+    outputs = head(embedding)  # a dictionary with the logits
 
 The starter code's class names, `MoeModel` and `LogisticModel`, are known too.
 """
 
-import inspect
 from typing import Any
 
 import keras
 from keras import ops
 
-from yt8m.errors import UserError, near_matches
+from yt8m.errors import UserError
 from yt8m.layers.gating import ProbabilityGating, log_add_exp
+from yt8m.layers.label_processing import create_label_processing
+from yt8m.registry import arguments, create_part
 
 
 class Head(keras.layers.Layer):
     """Base of the classifiers; a subclass defines `build` and `class_logits`.
 
+    One with classifiers that help it to learn defines `all_logits` instead.
+
     Args:
         num_classes: number of classes C.
         l2_penalty: the loss gets l2_penalty * sum(w^2) / 2 of each kernel, as in the
             starter code.
-        gating_probabilities: gate the probabilities by `ProbabilityGating`.
+        label_processing: what the logits pass through, see
+            `yt8m.layers.label_processing`; None leaves them as they are.
+        label_processing_args: its arguments, by name.
+        gating_probabilities: gate the probabilities by `ProbabilityGating`, last.
 
     Call arguments:
         x: [B, H].
 
     Returns:
-        Logits, float32 [B, C], whatever the dtype policy: bfloat16 would tie them.
+        Dictionary with `logits`, float32 [B, C] whatever the dtype policy (bfloat16
+        would tie them), and in training the `auxiliary_logits`, if there are any.
     """
 
     def __init__(
         self,
         num_classes: int,
         l2_penalty: float = 1e-8,
+        label_processing: str | None = None,
+        label_processing_args: dict[str, Any] | None = None,
         gating_probabilities: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.num_classes = num_classes
         self.l2_penalty = l2_penalty
+        self.label_processing = label_processing
+        self.label_processing_args = label_processing_args
         self.gating_probabilities = gating_probabilities
+        if label_processing:
+            self.processing = create_label_processing(
+                label_processing,
+                **(label_processing_args or {}),
+                dtype=self.dtype_policy,
+                name="label_processing",
+            )
 
     def build(self, input_shape):
+        if self.label_processing:
+            self.processing.build((None, self.num_classes))
         if self.gating_probabilities:
             self.gating = ProbabilityGating(dtype=self.dtype_policy, name="gating")
             self.gating.build((None, self.num_classes))
         self.built = True
 
-    def class_logits(self, x: Any) -> Any:
-        """Logits [B, C] before the gating."""
+    def class_logits(self, x: Any, training: bool = False) -> Any:
+        """Logits [B, C] before label processing and gating."""
         raise NotImplementedError
+
+    def all_logits(self, x: Any, training: bool = False) -> tuple[Any, list[Any]]:
+        """`class_logits` and a list of auxiliary logits [B, C]."""
+        return self.class_logits(x, training=training), []
 
     def add_kernel(self, name: str, rows: int, columns: int):
         # Keras' L2(s) is s * sum(w^2): half of the starter code's regulariser.
@@ -70,19 +95,23 @@ class Head(keras.layers.Layer):
         )
 
     def call(self, x, training=False):
-        logits = self.class_logits(x)
+        logits, auxiliary = self.all_logits(x, training=training)
+        if self.label_processing:
+            logits = self.processing(logits, training=training)
         if self.gating_probabilities:
             logits = self.gating(logits, training=training)
-        return logits
-
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], self.num_classes)
+        outputs = {"logits": logits}
+        if training and auxiliary:
+            outputs["auxiliary_logits"] = auxiliary
+        return outputs
 
     def get_config(self):
         return {
             **super().get_config(),
             "num_classes": self.num_classes,
             "l2_penalty": self.l2_penalty,
+            "label_processing": self.label_processing,
+            "label_processing_args": self.label_processing_args,
             "gating_probabilities": self.gating_probabilities,
         }
 
@@ -96,7 +125,7 @@ class LogisticHead(Head):
         self.bias = self.add_bias("bias", self.num_classes)
         super().build(input_shape)
 
-    def class_logits(self, x):
+    def class_logits(self, x, training=False):
         return ops.cast(ops.matmul(x, self.kernel), "float32") + self.bias
 
 
@@ -141,7 +170,7 @@ class MoEHead(Head):
         self.expert_bias = self.add_bias("expert_bias", experts)
         super().build(input_shape)
 
-    def class_logits(self, x):
+    def class_logits(self, x, training=False):
         gates = self._by_mixture(ops.matmul(x, self.gate_kernel))
         experts = ops.cast(ops.matmul(x, self.expert_kernel), "float32")
         experts = self._by_mixture(experts + self.expert_bias)
@@ -182,17 +211,15 @@ def create_head(
         args: as of `Head`.
 
     Raises:
-        UserError: the head is unknown (near matches are listed), or has no mixtures
-            although `num_mixtures` is given.
+        UserError: the head is unknown or has no such argument (near matches are
+            listed), or has no mixtures although `num_mixtures` is given.
     """
     name = _SPELLINGS.get(head, head)
-    if name not in HEADS:
-        raise UserError(f"Unknown head {head}. {near_matches(head, HEADS)}")
     if num_mixtures is not None:
-        if "num_mixtures" not in inspect.signature(HEADS[name]).parameters:
+        if name in HEADS and "num_mixtures" not in arguments(HEADS[name]):
             raise UserError(
                 f"The head {head} has no mixtures: leave out num_mixtures="
                 f"{num_mixtures}, or take the head moe."
             )
         args["num_mixtures"] = num_mixtures
-    return HEADS[name](num_classes, **args)
+    return create_part("head", HEADS, name, {"num_classes": num_classes, **args})

@@ -26,10 +26,12 @@ from yt8m.data.pipeline import Reader
 from yt8m.distribution import is_chief, part_of, worker_count
 from yt8m.errors import UserError
 from yt8m.events import EventWriter
+from yt8m.layers.dropout import drawing_for
 from yt8m.layers.normalization import set_synchronized
 from yt8m.metrics.ranking import batch_metrics
 from yt8m.model import YT8MModel, forward
 from yt8m.progress import Progress
+from yt8m.training.mixup import mix
 from yt8m.training.optimizers import ExamplesSchedule, create_optimizer
 
 log = logging.getLogger("yt8m")
@@ -94,6 +96,8 @@ class Trainer:
                 "--jit_compile compiles the step of one device; leave it out, or give "
                 "--strategy=one_device."
             )
+        if settings.mixup and config.data.segments:
+            raise UserError("--mixup mixes whole videos: leave out --segment_labels.")
         self.chief = is_chief(strategy)
         self.checkpoints = runs.Checkpoints(
             directory, settings.keep_checkpoints, writes=self.chief
@@ -108,7 +112,9 @@ class Trainer:
         self.last_step = self._find_last_step()
 
         with strategy.scope():
-            self.model = runs.build_model(config.model, config.data, settings.precision)
+            self.model = runs.build_model(
+                config.model, config.data, settings.precision, restored=bool(start)
+            )
             schedule = ExamplesSchedule(
                 settings, self.examples(self.last_step), self.step, examples
             )
@@ -457,7 +463,9 @@ class StepFunctions:
         self.strategy = strategy
         self.averages = averages
         self.part = part_of(strategy)
-        self.loss = losses.create(self.settings.label_loss)
+        self.loss = losses.create(
+            self.settings.label_loss, **self.settings.label_loss_args
+        )
         # The optimiser's own counter stands still where loss scaling skips a step.
         with strategy.scope():
             self._taken = tf.Variable(first_step, dtype=tf.int64, aggregation=_FIRST)
@@ -578,7 +586,13 @@ class StepFunctions:
         # It may be empty, where every record of it was left out.
         size = tf.cast(tf.shape(batch["labels"])[0], tf.float32)
         size = tf.maximum(replicas.all_reduce(total, size), 1.0)
-        gradients, loss, penalty, logits = self._compute(batch, size)
+        seen = batch
+        if self.settings.mixup:
+            # Drawn anew for each step and replica, and alike when a run is resumed.
+            number = tf.cast(replicas.replica_id_in_sync_group, tf.int64)
+            seed = tf.stack([self.settings.seed + 1_000_003 * number, self._taken])
+            seen = mix(batch, self.settings.mixup, seed)
+        gradients, loss, penalty, logits = self._compute(seen, size)
         gradients, loss = replicas.all_reduce(total, (gradients, loss))
         norms = [tf.norm(g) for g in gradients]
         global_norm = tf.norm(tf.stack(norms))
@@ -626,11 +640,18 @@ class StepFunctions:
 
     def _part_gradients(self, batch, size):
         settings, variables = self.settings, self.model.trainable_variables
-        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-        with tf.GradientTape() as tape:
+        context = tf.distribute.get_replica_context()
+        replicas = context.num_replicas_in_sync
+        drawing = drawing_for(context.replica_id_in_sync_group)
+        with tf.GradientTape() as tape, drawing:
             outputs = forward(self.model, batch, training=True)
-            weights = batch.get("label_weights")
-            loss = self.loss(batch["labels"], outputs, weights)
+            loss = losses.objective(
+                self.loss,
+                batch["labels"],
+                outputs,
+                batch.get("label_weights"),
+                settings.deep_supervision_weight,
+            )
             loss = tf.reduce_sum(loss) / size
             # Every part of every replica adds the same penalties: each takes its share.
             penalty = settings.regularization_penalty * tf.add_n(

@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-io
+.PHONY: demo test test-io test-jax sweep
 
 # The environment is made anew when the dependencies change.
 $(VENV)/installed: setup.py
@@ -57,3 +57,23 @@ $(VENV)-io/installed: setup.py
 
 test-io: $(VENV)-io/installed
 	$(VENV)-io/bin/python -m pytest $(IO_TESTS:%=tests/test_%.py)
+
+# A third one, with JAX, the same Keras and no TensorFlow: there every model gives the
+# numbers that it gives on TensorFlow.
+KERAS = $(shell $(BIN)/python -c 'from importlib import metadata as m; print(m.version("keras"))')
+
+$(VENV)-jax/installed: $(VENV)/installed-dev
+	$(PYTHON) -m venv $(VENV)-jax
+	$(VENV)-jax/bin/pip install -q --upgrade pip
+	$(VENV)-jax/bin/pip install -q keras==$(KERAS) jax numpy absl-py pytest
+	touch $@
+
+test-jax: export YT8M_NUMBERS = $(VENV)-jax/numbers.npz
+test-jax: $(VENV)-jax/installed
+	$(BIN)/python tests/jax_numbers.py
+	KERAS_BACKEND=jax $(VENV)-jax/bin/python -m pytest --noconftest tests/jax_numbers.py
+
+# Every recipe at reduced size; writes docs/models.md and docs/recipes.md.
+sweep: $(VENV)/installed-dev
+	$(BIN)/yt8m models --format=markdown --output_file=docs/models.md
+	$(BIN)/python -m benchmarks.sweep

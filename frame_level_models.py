@@ -1,17 +1,44 @@
 """The models that read frames. Add yours here: see README.md."""
 
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
+from yt8m import registry
 from yt8m.config import FrameSelection
+from yt8m.errors import UserError
+from yt8m.layers.attention import frame_weights
+from yt8m.layers.compact_bilinear import CompactBilinear
 from yt8m.layers.dbof import DBoF
-from yt8m.layers.gating import ContextGating
-from yt8m.layers.masking import masked_mean
-from yt8m.layers.netvlad import NetVLAD
+from yt8m.layers.dropout import Dropout
+from yt8m.layers.fisher_vector import NetFV
+from yt8m.layers.frame_scores import classify_frames
+from yt8m.layers.gating import ContextGating, SqueezeExcitation
+from yt8m.layers.masking import length_mask, masked_mean
+from yt8m.layers.mixture import Branch, LogitMixture
+from yt8m.layers.netvlad import NetRVLAD, NetVLAD
+from yt8m.layers.nextvlad import NeXtVLAD
 from yt8m.layers.normalization import BatchNormalization
+from yt8m.layers.poolings import POOLINGS, create_pooling
+from yt8m.layers.preprocessing import ReverseWhitening, dequantize
 from yt8m.layers.recurrent import LSTM
-from yt8m.model import PoolingModel
-from yt8m.registry import register
+from yt8m.layers.recurrent_stack import (
+    FastForwardPooling,
+    RecurrentPooling,
+    rising_weights,
+)
+from yt8m.layers.soft_dbow import SoftDBoW
+from yt8m.layers.sparse_moe import SparseMixtureOfExperts
+from yt8m.layers.streams import pool_streams
+from yt8m.layers.vlad_bow import VladBoW
+from yt8m.model import FrameLevelModel, PoolingModel
+from yt8m.registry import arguments, register
+
+log = logging.getLogger("yt8m")
 
 
 @register(level="frame", paper="Abu-El-Haija et al. 2016, arXiv:1609.08675, 4.1.1")
@@ -132,17 +159,19 @@ class LstmModel(PoolingModel):
         return {**super().get_config(), "layers": self.num_layers}
 
 
-@register(level="frame", paper="Miech, Laptev, Sivic 2017, arXiv:1706.06905")
-class NetVLADModel(PoolingModel):
-    """Gated NetVLAD of two streams, the winner of the 2017 challenge.
+# Pooled over clusters
 
-    [B, T, D] -> NetVLAD of each stream -> dense H -> context gating -> mixture of
-    experts -> gating of the probabilities -> logits [B, C]. The first feature is one
-    stream; all others together are the second.
+
+class TwoStreamModel(PoolingModel):
+    """Base of the models that pool two streams over clusters; as the winner did.
+
+    The first feature is one stream; all others together are the second. A subclass
+    ends its constructor with `create_layers`.
 
     Args:
         clusters: of the first stream.
-        audio_clusters: of the second stream; None takes half of `clusters`, at least 2.
+        audio_clusters: of the second stream; None takes `clusters` divided by the
+            class's `audio_share`, at least 2.
         hidden_size: H.
         add_batch_norm: in the cluster assignments.
         input_batch_norm: of the frames.
@@ -150,6 +179,8 @@ class NetVLADModel(PoolingModel):
         gating: context gating after the dense layer.
         gating_probabilities, l2_penalty and others: as `PoolingModel`.
     """
+
+    audio_share = 2
 
     def __init__(
         self,
@@ -175,40 +206,1054 @@ class NetVLADModel(PoolingModel):
         self.relu = relu
         self.gating = gating
 
+    def create_layers(self, pooling: type, *stream_args: dict[str, Any]) -> None:
+        """Creates a `pooling` for each stream, with further arguments, and the rest."""
+        audio_clusters = self.audio_clusters
         if audio_clusters is None:
-            audio_clusters = max(clusters // 2, 2)
-        streams = [clusters, audio_clusters][: len(self.features)]
+            audio_clusters = max(self.clusters // self.audio_share, 2)
+        counts = [self.clusters, audio_clusters][: len(self.features)]
         self.pools = [
-            NetVLAD(
+            pooling(
                 count,
-                add_batch_norm=add_batch_norm,
-                input_batch_norm=input_batch_norm,
+                add_batch_norm=self.add_batch_norm,
+                input_batch_norm=self.input_batch_norm,
+                **args,
                 dtype=self.dtype_policy,
                 name=f"pool_{i}",
             )
-            for i, count in enumerate(streams)
+            for i, (count, args) in enumerate(
+                zip(counts, stream_args or ({}, {}), strict=False)
+            )
         ]
         self.hidden = keras.layers.Dense(
-            hidden_size,
-            activation="relu" if relu else None,
+            self.hidden_size,
+            activation="relu" if self.relu else None,
             # The pooled vectors have norm 1, which Glorot's variance would lose.
-            kernel_initializer=keras.initializers.RandomNormal(stddev=clusters**-0.5),
+            kernel_initializer=keras.initializers.RandomNormal(
+                stddev=self.clusters**-0.5
+            ),
             dtype=self.dtype_policy,
             name="hidden",
         )
-        if gating:
+        if self.gating:
             self.context_gating = ContextGating(
                 dtype=self.dtype_policy, name="context_gating"
             )
 
     def pool(self, frames, mask, training=False):
         first, *_ = self.features.values()
-        streams = [frames[..., :first], frames[..., first:]]
-        pooled = [
-            pool(stream, mask, training=training)
-            for pool, stream in zip(self.pools, streams, strict=False)
-        ]
-        embedding = self.hidden(ops.concatenate(pooled, axis=-1))
+        pooled = pool_streams(self.pools, first, frames, mask, training)
+        embedding = self.hidden(pooled)
         if self.gating:
             embedding = self.context_gating(embedding, training=training)
         return embedding
+
+
+@register(level="frame", paper="Miech, Laptev, Sivic 2017, arXiv:1706.06905")
+class NetVLADModel(TwoStreamModel):
+    """Gated NetVLAD of two streams, the winner of the 2017 challenge.
+
+    [B, T, D] -> NetVLAD of each stream -> dense H -> context gating -> mixture of
+    experts -> gating of the probabilities -> logits [B, C].
+
+    Args:
+        clusters: of the first stream.
+        Others as `TwoStreamModel`.
+    """
+
+    def __init__(self, clusters: int = 64, **kwargs):
+        super().__init__(clusters, **kwargs)
+        self.create_layers(NetVLAD)
+
+
+@register(level="frame", paper="Miech, Laptev, Sivic 2017, arXiv:1706.06905")
+class NetRVLADModel(TwoStreamModel):
+    """Gated NetRVLAD of two streams: NetVLAD without centres.
+
+    [B, T, D] -> NetRVLAD of each stream -> dense H -> context gating -> head ->
+    gating of the probabilities -> logits [B, C].
+
+    Args:
+        clusters and others: as `TwoStreamModel`.
+    """
+
+    def __init__(self, clusters: int = 256, **kwargs):
+        super().__init__(clusters, **kwargs)
+        self.create_layers(NetRVLAD)
+
+
+@register(level="frame", paper="Miech, Laptev, Sivic 2017, arXiv:1706.06905")
+class NetFVModel(TwoStreamModel):
+    """Gated NetFV of two streams: learned Fisher vectors of first and second order.
+
+    [B, T, D] -> NetFV of each stream -> dense H -> context gating -> head -> gating
+    of the probabilities -> logits [B, C].
+
+    Args:
+        clusters and others: as `TwoStreamModel`.
+    """
+
+    def __init__(self, clusters: int = 128, **kwargs):
+        super().__init__(clusters, **kwargs)
+        self.create_layers(NetFV)
+
+
+@register(level="frame", paper="Miech, Laptev, Sivic 2017, arXiv:1706.06905")
+class SoftDBoWModel(TwoStreamModel):
+    """Soft-DBoW of two streams: how much of each learned word the frames have.
+
+    [B, T, D] -> Soft-DBoW of each stream -> dense H -> head -> logits [B, C].
+
+    Args:
+        clusters: of the first stream; the second has an eighth by default.
+        max_pooling: the greatest assignments beside their sums, of both streams.
+        gated: the first stream's sums are gated by its greatest assignments.
+        gating, gating_probabilities and others: as `TwoStreamModel`.
+    """
+
+    audio_share = 8
+
+    def __init__(
+        self,
+        clusters: int = 8000,
+        max_pooling: bool = False,
+        gated: bool = False,
+        gating: bool = False,
+        gating_probabilities: bool = False,
+        **kwargs,
+    ):
+        super().__init__(
+            clusters,
+            gating=gating,
+            gating_probabilities=gating_probabilities,
+            **kwargs,
+        )
+        self.max_pooling = max_pooling
+        self.gated = gated
+        second = {"max_pooling": max_pooling}
+        self.create_layers(SoftDBoW, {**second, "gated": gated}, second)
+
+
+@register(level="frame", paper="Ostyakov et al. 2018, arXiv:1809.04403, 3")
+class VladBowModel(TwoStreamModel):
+    """VLAD-BoW of two streams: soft words of projections to a learned power.
+
+    [B, T, D] -> VLAD-BoW of each stream -> dense H -> head -> logits [B, C].
+
+    Args:
+        clusters: of the first stream; the second has an eighth by default.
+        add_batch_norm: of the projections, which otherwise have biases.
+        gating, gating_probabilities and others: as `TwoStreamModel`.
+    """
+
+    audio_share = 8
+
+    def __init__(
+        self,
+        clusters: int = 4096,
+        add_batch_norm: bool = False,
+        gating: bool = False,
+        gating_probabilities: bool = False,
+        **kwargs,
+    ):
+        super().__init__(
+            clusters,
+            add_batch_norm=add_batch_norm,
+            gating=gating,
+            gating_probabilities=gating_probabilities,
+            **kwargs,
+        )
+        self.create_layers(VladBoW)
+
+
+@register(level="frame", paper="Lin et al. 2018, arXiv:1811.05014")
+class NeXtVLADModel(PoolingModel):
+    """NeXtVLAD of two streams, the best single model of the 2018 challenge's third.
+
+    [B, T, D] -> NeXtVLAD of each stream -> dropout -> dense H -> batch norm ->
+    squeeze and excitation -> head -> logits [B, C]. The first feature is one stream;
+    all others together are the second, with half the groups.
+
+    Args:
+        clusters: K of the first stream.
+        audio_clusters: of the second stream; None takes half of `clusters`, at least 2.
+        groups: G of the first stream.
+        expansion: lambda, of both streams.
+        hidden_size: H.
+        gating_reduction: of the gates' inner size.
+        dropout: of the pooled vector.
+        pca_eigenvalues: file of the eigenvalues of the PCA that made `rgb`, see
+            `ReverseWhitening`. With it `rgb` gets its spread back and frames are not
+            normalised; without it each frame is L2-normalised.
+        head, l2_penalty and others: as `PoolingModel`.
+
+    Raises:
+        UserError: eigenvalues for a model without the feature rgb, or of a file
+            without them.
+    """
+
+    def __init__(
+        self,
+        clusters: int = 128,
+        audio_clusters: int | None = None,
+        groups: int = 8,
+        expansion: int = 2,
+        hidden_size: int = 2048,
+        gating_reduction: int = 8,
+        dropout: float = 0.5,
+        pca_eigenvalues: str | None = None,
+        head: str = "logistic",
+        l2_penalty: float = 1e-5,
+        **kwargs,
+    ):
+        super().__init__(head=head, l2_penalty=l2_penalty, **kwargs)
+        self.clusters = clusters
+        self.audio_clusters = audio_clusters
+        self.groups = groups
+        self.expansion = expansion
+        self.hidden_size = hidden_size
+        self.gating_reduction = gating_reduction
+        self.dropout = dropout
+        self.pca_eigenvalues = pca_eigenvalues
+        if pca_eigenvalues and "rgb" not in self.features:
+            raise UserError(
+                f"pca_eigenvalues={pca_eigenvalues} are of the feature rgb, which is "
+                f"not among {', '.join(self.features)}: leave them out."
+            )
+
+        own = {"dtype": self.dtype_policy}
+        if audio_clusters is None:
+            audio_clusters = max(clusters // 2, 2)
+        sizes = [(clusters, groups), (audio_clusters, max(groups // 2, 1))]
+        self.pools = [
+            NeXtVLAD(count, parts, expansion, name=f"pool_{i}", **own)
+            for i, (count, parts) in enumerate(sizes[: len(self.features)])
+        ]
+        self.drop = Dropout(dropout, name="drop", **own)
+        self.hidden = keras.layers.Dense(
+            hidden_size,
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name="hidden",
+            **own,
+        )
+        self.hidden_norm = BatchNormalization(name="hidden_norm", **own)
+        self.gating = SqueezeExcitation(gating_reduction, name="gating", **own)
+        if pca_eigenvalues:
+            self.reverse_whitening = ReverseWhitening(
+                pca_eigenvalues, name="reverse_whitening", **own
+            )
+
+    def build(self, input_shapes):
+        if self.pca_eigenvalues:
+            self.reverse_whitening.build((None, None, self.features["rgb"]))
+        else:
+            self._say_that_frames_are_normalised()
+        super().build(input_shapes)
+
+    @staticmethod
+    @functools.cache  # a mixture builds several
+    def _say_that_frames_are_normalised() -> None:
+        log.info(
+            "NeXtVLADModel normalises each frame to length 1. Its authors undo "
+            "the whitening of rgb: for that give --model_args=pca_eigenvalues=FILE, "
+            "the eigenvalues of the features' PCA (eigenvals.npy of yt8m_pca)."
+        )
+
+    def preprocess(self, inputs):
+        if not self.pca_eigenvalues:
+            return super().preprocess(inputs)
+        parts = {n: dequantize(inputs[n], "float32") for n in self.features}
+        mask = length_mask(inputs["num_frames"], ops.shape(parts["rgb"])[1])
+        parts["rgb"] = self.reverse_whitening(parts["rgb"])
+        frames = ops.concatenate(list(parts.values()), axis=-1)
+        frames = ops.where(mask[..., None], frames, 0.0)
+        return ops.cast(frames, self.compute_dtype), mask
+
+    def pool(self, frames, mask, training=False):
+        first, *_ = self.features.values()
+        pooled = pool_streams(self.pools, first, frames, mask, training)
+        hidden = self.hidden(self.drop(pooled, training=training))
+        hidden = self.hidden_norm(hidden, training=training)
+        return self.gating(hidden, training=training)
+
+
+@register(level="frame", paper="Lin et al. 2018, arXiv:1811.05014")
+class MixtureNeXtVLADModel(FrameLevelModel):
+    """Several NeXtVLADs, or other models, whose logits are mixed by a gate.
+
+    [B, T, D] -> each branch's logits [B, C] -> weighted by softmax(dense(batch
+    norm(mean frame))) -> logits [B, C]. In training the branches' logits are auxiliary,
+    and the penalty pulls them to the mixture, see `LogitMixture`. For the authors' sum
+    of the losses of mixture and branches, take the number of branches as
+    --deep_supervision_weight.
+
+    Args:
+        branch: name of the registered model that each branch is, a `PoolingModel`.
+        branches: how many.
+        branch_args: arguments of each, by name; the head's are among them.
+        temperature, distillation_weight: as `LogitMixture`.
+
+    Raises:
+        UserError: `branch` is unknown, refuses its arguments or is no such model.
+    """
+
+    def __init__(
+        self,
+        branch: str = "NeXtVLADModel",
+        branches: int = 3,
+        branch_args: dict[str, Any] | None = None,
+        temperature: float = 3.0,
+        distillation_weight: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if branches < 1:
+            raise ValueError(f"`branches` must be positive. Received: {branches}")
+        if not issubclass(registry.get(branch).cls, PoolingModel):
+            raise UserError(
+                f"branch={branch} is no model that pools frames and classifies the "
+                "result; NeXtVLADModel and NetVLADModel are."
+            )
+        self.branch = branch
+        self.branches = branches
+        self._branch_args = tuple((branch_args or {}).items())
+        self.temperature = temperature
+        self.distillation_weight = distillation_weight
+        self.parts = [
+            Branch(
+                registry.create(
+                    branch,
+                    num_classes=self.num_classes,
+                    features=self.features,
+                    dtype=self.dtype_policy,
+                    **self.branch_args,
+                ),
+                name=f"branch_{i}",
+            )
+            for i in range(branches)
+        ]
+        self.mixture = LogitMixture(
+            temperature, distillation_weight, dtype=self.dtype_policy, name="mixture"
+        )
+
+    @property
+    def branch_args(self) -> dict[str, Any]:
+        return dict(self._branch_args)
+
+    def build(self, input_shapes):
+        for part in self.parts:
+            part.build((None, None, sum(self.features.values())))
+        self.built = True
+
+    def preprocess(self, inputs):
+        return self.parts[0].model.preprocess(inputs)  # the same in all
+
+    def classify(self, frames, mask, training=False):
+        each = [part(frames, mask, training=training) for part in self.parts]
+        outputs = self.mixture(
+            masked_mean(frames, mask),
+            [branch["logits"] for branch in each],
+            training=training,
+        )
+        embeddings = [branch["embedding"] for branch in each]
+        return {**outputs, "embedding": ops.concatenate(embeddings, axis=-1)}
+
+
+@register(level="frame", paper="Abu-El-Haija et al. 2016, arXiv:1609.08675, 4.1.2")
+class CgDbofModel(PoolingModel):
+    """Context-gated deep bag of frames: words with gates, averages and maxima.
+
+    [B, T, D] -> DBoF K with gates of each frame -> [average, maximum] -> batch norm
+    -> dropout -> dense H -> ReLU -> gates -> head -> logits [B, C].
+
+    Args:
+        clusters: K.
+        hidden_size: H.
+        pooling: over the frames, see `DBoF`.
+        frame_gating_reduction: of the gates of each frame's words; None has none.
+        gating_reduction: of the gates after the dense layer; None has none.
+        dropout: of the pooled vector.
+        Others as `PoolingModel`.
+    """
+
+    default_frames = FrameSelection(150, "random")
+
+    def __init__(
+        self,
+        clusters: int = 4096,
+        hidden_size: int = 2048,
+        pooling: str = "average_max",
+        frame_gating_reduction: int | None = 8,
+        gating_reduction: int | None = 4,
+        dropout: float = 0.5,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.clusters = clusters
+        self.hidden_size = hidden_size
+        self.pooling = pooling
+        self.frame_gating_reduction = frame_gating_reduction
+        self.gating_reduction = gating_reduction
+        self.dropout = dropout
+
+        own = {"dtype": self.dtype_policy}
+        self.dbof = DBoF(
+            clusters,
+            pooling=pooling,
+            activation="relu",
+            gating_reduction=frame_gating_reduction,
+            name="dbof",
+            **own,
+        )
+        self.pooled_norm = BatchNormalization(name="pooled_norm", **own)
+        self.drop = Dropout(dropout, name="drop", **own)
+        self.hidden = keras.layers.Dense(
+            hidden_size,
+            activation="relu",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name="hidden",
+            **own,
+        )
+        if gating_reduction is not None:
+            self.gating = SqueezeExcitation(gating_reduction, name="gating", **own)
+
+    def pool(self, frames, mask, training=False):
+        pooled = self.dbof(frames, mask, training=training)
+        pooled = self.pooled_norm(pooled, training=training)
+        hidden = self.hidden(self.drop(pooled, training=training))
+        if self.gating_reduction is None:
+            return hidden
+        return self.gating(hidden, training=training)
+
+
+@register(level="frame", paper="BoF_4096 of 2017, beside Simple_LSTM and LSTM_MoE")
+class BofModel(PoolingModel):
+    """Bag of frames: the greatest value of each feature, and two dense layers.
+
+    [B, T, D] -> maximum over frames [B, D] -> batch norm -> dropout -> dense H ->
+    batch norm -> ReLU -> dropout -> dense H -> batch norm -> ReLU -> head -> logits
+    [B, C].
+
+    Args:
+        hidden_size: H, of both layers.
+        dropout: of the pooled frames and of the first layer.
+        head and others: as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 4096,
+        dropout: float = 0.3,
+        head: str = "logistic",
+        **kwargs,
+    ):
+        super().__init__(head=head, **kwargs)
+        self.hidden_size = hidden_size
+        self.dropout = dropout
+
+        own = {"dtype": self.dtype_policy}
+        self.input_norm = BatchNormalization(name="input_norm", **own)
+        self.drops = [Dropout(dropout, name=f"drop_{i}", **own) for i in range(2)]
+        self.dense = [
+            keras.layers.Dense(
+                hidden_size,
+                use_bias=False,
+                kernel_initializer="he_normal",
+                name=f"hidden_{i}",
+                **own,
+            )
+            for i in range(2)
+        ]
+        self.norms = [
+            BatchNormalization(name=f"hidden_norm_{i}", **own) for i in range(2)
+        ]
+
+    def pool(self, frames, mask, training=False):
+        lowest = -6e4  # in float16 too
+        greatest = ops.where(mask[..., None], frames, lowest)
+        greatest = ops.max(greatest, axis=1, initial=lowest)
+        x = ops.where(ops.any(mask, axis=1)[:, None], greatest, 0.0)
+        x = self.input_norm(x, training=training)
+        for drop, dense, norm in zip(self.drops, self.dense, self.norms, strict=True):
+            x = dense(drop(x, training=training))
+            x = ops.relu(norm(x, training=training))
+        return x
+
+
+# Recurrent
+
+
+# Sizes and activations.
+DenseLayers = Sequence[tuple[int, str]]
+
+
+def _dense_layers(layers: DenseLayers, dtype: Any) -> list[keras.layers.Layer]:
+    return [
+        keras.layers.Dense(size, activation, dtype=dtype, name=f"hidden_{i}")
+        for i, (size, activation) in enumerate(layers)
+    ]
+
+
+@register(level="frame", paper="Miech, Laptev, Sivic 2017, arXiv:1706.06905")
+class RecurrentModel(PoolingModel):
+    """A stack of LSTMs or GRUs over all features together, and what is read out of it.
+
+    [B, T, D] -> batch norm -> stack -> read-out [B, H'] -> dense layers -> head ->
+    logits [B, C]. The defaults are the 2017 winner's GRU.
+
+    Args:
+        cell, cells, layers, bidirectional_layers, residual, layer_norm, dropout,
+            read_out, max_frames: of the stack, see `RecurrentPooling`.
+        input_batch_norm: normalise the frames over the valid ones.
+        hidden_layers: of the dense layers the size and activation, bottom first.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        cell: str = "gru",
+        cells: int = 1200,
+        layers: int = 2,
+        bidirectional_layers: int = 0,
+        residual: str | None = None,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
+        read_out: str = "last",
+        max_frames: int = 300,
+        input_batch_norm: bool = False,
+        hidden_layers: DenseLayers = (),
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.cell = cell
+        self.cells = cells
+        self.num_layers = layers  # `layers` is Keras's own attribute
+        self.bidirectional_layers = bidirectional_layers
+        self.residual = residual
+        self.layer_norm = layer_norm
+        self.dropout = dropout
+        self.read_out = read_out
+        self.max_frames = max_frames
+        self.input_batch_norm = input_batch_norm
+        self.hidden_layers = tuple(map(tuple, hidden_layers))
+
+        policy = self.dtype_policy
+        if input_batch_norm:
+            self.input_norm = BatchNormalization(dtype=policy, name="input_norm")
+        self.pooling = RecurrentPooling(
+            cell,
+            cells,
+            layers,
+            bidirectional_layers,
+            residual,
+            layer_norm,
+            dropout,
+            read_out,
+            max_frames,
+            dtype=policy,
+            name="pooling",
+        )
+        self.hidden = _dense_layers(hidden_layers, policy)
+
+    def pool(self, frames, mask, training=False):
+        if self.input_batch_norm:
+            frames = self.input_norm(frames, mask, training=training)
+        embedding = self.pooling(frames, mask, training=training)
+        for hidden in self.hidden:
+            embedding = hidden(embedding)
+        return embedding
+
+    def get_config(self):
+        return {**super().get_config(), "layers": self.num_layers}
+
+
+@register(level="frame", paper="Li et al. 2017, arXiv:1707.04555")
+class TwoStreamRecurrentModel(PoolingModel):
+    """Bidirectional LSTMs or GRUs over rgb and audio apart, with attention.
+
+    Each stream [B, T, D'] -> dense layer -> stack -> read-out; together -> batch norm
+    -> dense layers -> head -> logits [B, C]. The first feature is one stream; all
+    others together are the second.
+
+    Args:
+        cell, layers, bidirectional_layers, residual, dropout, read_out: of both stacks,
+            see `RecurrentPooling`; by default all layers run both ways.
+        cells, audio_cells: of the first stream's layers and directions and of the
+            second's; None takes `cells`.
+        projections: of the dense layer of each stream its size and activation; none
+            leaves them out.
+        batch_norm: of the two vectors together.
+        hidden_layers: of the dense layers the size and activation, bottom first.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        cell: str = "lstm",
+        cells: int = 1024,
+        audio_cells: int | None = None,
+        layers: int = 1,
+        bidirectional_layers: int | None = None,
+        residual: str | None = None,
+        dropout: float = 0.5,
+        read_out: str = "attention",
+        projections: DenseLayers = ((512, "tanh"), (512, "tanh")),
+        batch_norm: bool = False,
+        hidden_layers: DenseLayers = ((8192, "relu"), (4096, "tanh")),
+        head: str = "logistic",
+        **kwargs,
+    ):
+        super().__init__(head=head, **kwargs)
+        self.cell = cell
+        self.cells = cells
+        self.audio_cells = audio_cells
+        self.num_layers = layers  # `layers` is Keras's own attribute
+        self.bidirectional_layers = bidirectional_layers
+        self.residual = residual
+        self.dropout = dropout
+        self.read_out = read_out
+        self.projections = tuple(map(tuple, projections))
+        self.batch_norm = batch_norm
+        self.hidden_layers = tuple(map(tuple, hidden_layers))
+
+        policy = self.dtype_policy
+        sizes = [cells, audio_cells or cells][: len(self.features)]
+        # Frames have norm 1, which Glorot's variance would lose.
+        self.projecting = [
+            keras.layers.Dense(
+                size,
+                activation,
+                kernel_initializer=keras.initializers.RandomNormal(stddev=1.0),
+                dtype=policy,
+                name=f"projection_{i}",
+            )
+            for i, (size, activation) in enumerate(projections[: len(sizes)])
+        ]
+        self.pools = [
+            RecurrentPooling(
+                cell,
+                size,
+                layers,
+                layers if bidirectional_layers is None else bidirectional_layers,
+                residual,
+                dropout=dropout,
+                read_out=read_out,
+                dtype=policy,
+                name=f"pool_{i}",
+            )
+            for i, size in enumerate(sizes)
+        ]
+        if batch_norm:
+            self.norm = BatchNormalization(dtype=policy, name="norm")
+        self.hidden = _dense_layers(hidden_layers, policy)
+
+    def pool(self, frames, mask, training=False):
+        first, *_ = self.features.values()
+        streams = [frames[..., :first], frames[..., first:]][: len(self.pools)]
+        for i, projection in enumerate(self.projecting):
+            streams[i] = projection(streams[i])
+        pooled = [
+            pool(stream, mask, training=training)
+            for pool, stream in zip(self.pools, streams, strict=True)
+        ]
+        embedding = ops.concatenate(pooled, axis=-1)
+        if self.batch_norm:
+            embedding = self.norm(embedding, training=training)
+        for hidden in self.hidden:
+            embedding = hidden(embedding)
+        return embedding
+
+    def get_config(self):
+        return {**super().get_config(), "layers": self.num_layers}
+
+
+@register(level="frame", paper="Li et al. 2017, arXiv:1707.04555")
+class FastForwardModel(PoolingModel):
+    """A deep stack of LSTMs or GRUs with a linear path beside them.
+
+    [B, T, D] -> stack -> read-out [B, H'] -> dense layers -> head -> logits [B, C].
+
+    Args:
+        cell, cells, layers, read_out: see `FastForwardPooling`.
+        hidden_layers: of the dense layers the size and activation, bottom first.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        cell: str = "lstm",
+        cells: int = 512,
+        layers: int = 7,
+        read_out: str = "max",
+        hidden_layers: DenseLayers = ((2048, "linear"),),
+        head: str = "logistic",
+        **kwargs,
+    ):
+        super().__init__(head=head, **kwargs)
+        self.cell = cell
+        self.cells = cells
+        self.num_layers = layers  # `layers` is Keras's own attribute
+        self.read_out = read_out
+        self.hidden_layers = tuple(map(tuple, hidden_layers))
+        self.pooling = FastForwardPooling(
+            cell, cells, layers, read_out, dtype=self.dtype_policy, name="pooling"
+        )
+        self.hidden = _dense_layers(hidden_layers, self.dtype_policy)
+
+    def pool(self, frames, mask, training=False):
+        embedding = self.pooling(frames, mask, training=training)
+        for hidden in self.hidden:
+            embedding = hidden(embedding)
+        return embedding
+
+    def get_config(self):
+        return {**super().get_config(), "layers": self.num_layers}
+
+
+@register(level="frame", paper="Wang et al. 2017, arXiv:1706.05150")
+class LstmAttentionMaxModel(PoolingModel):
+    """Several attentions over an LSTM's states; each class takes its best one.
+
+    h = LSTMs(x); a_k = softmax_t(w_k . [x_t, h_t]); v_k = sum_t a_k,t h_t. One head
+    classifies all v_k, and the logit of a class is the greatest of the K.
+
+    Args:
+        cells: H, of each layer.
+        layers: how many are stacked.
+        attentions: K.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        cells: int = 1024,
+        layers: int = 2,
+        attentions: int = 8,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if layers < 1 or attentions < 1:
+            raise ValueError(
+                "`layers` and `attentions` must be positive. "
+                f"Received: layers={layers}, attentions={attentions}"
+            )
+        self.cells = cells
+        self.num_layers = layers  # `layers` is Keras's own attribute
+        self.attentions = attentions
+        policy = self.dtype_policy
+        self.stack = [
+            LSTM(cells, return_sequences=True, dtype=policy, name=f"lstm_{i}")
+            for i in range(layers)
+        ]
+        self.scores = keras.layers.Dense(
+            attentions,
+            use_bias=False,
+            # Frames have norm 1: by Glorot's variance the attentions would start alike.
+            kernel_initializer=keras.initializers.RandomNormal(stddev=1.0),
+            dtype=policy,
+            name="scores",
+        )
+
+    def pool(self, frames, mask, training=False):
+        states = frames
+        for lstm in self.stack:
+            states = lstm(states, mask)
+        scores = self.scores(ops.concatenate([frames, states], axis=-1))
+        weights = ops.cast(frame_weights(scores, mask), states.dtype)
+        return ops.reshape(
+            ops.matmul(weights, states), (-1, self.attentions * self.cells)
+        )
+
+    def classify(self, frames, mask, training=False):
+        embedding = self.pool(frames, mask, training=training)
+        each = ops.reshape(embedding, (-1, self.cells))
+        outputs = self.classifier(each, training=training)
+
+        def greatest(logits):
+            logits = ops.reshape(logits, (-1, self.attentions, self.num_classes))
+            return ops.max(logits, axis=1)
+
+        outputs = keras.tree.map_structure(greatest, outputs)
+        return {**outputs, "embedding": embedding}
+
+    def get_config(self):
+        return {**super().get_config(), "layers": self.num_layers}
+
+
+@register(level="frame", paper="Abu-El-Haija et al. 2016, arXiv:1609.08675, 4.1.3")
+class FrameSupervisedLstmModel(PoolingModel):
+    """A stack of LSTMs that classifies at every frame, and is scored at the last.
+
+    [B, T, D] -> LSTMs of H cells -> head at each frame -> logits of the last valid one
+    [B, C]. In training the loss is of all frames, with weights that rise linearly from
+    1 / N to 1 for the last of N frames. Batch statistics of the head, if it takes any,
+    count padding as frames.
+
+    Args:
+        cells: H, of each layer.
+        layers: how many are stacked.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(self, cells: int = 1024, layers: int = 2, **kwargs):
+        super().__init__(**kwargs)
+        if layers < 1:
+            raise ValueError(f"`layers` must be positive. Received: layers={layers}")
+        self.cells = cells
+        self.num_layers = layers  # `layers` is Keras's own attribute
+        self.stack = [
+            LSTM(
+                cells,
+                return_sequences=True,
+                return_states=True,
+                dtype=self.dtype_policy,
+                name=f"lstm_{i}",
+            )
+            for i in range(layers)
+        ]
+
+    def classify(self, frames, mask, training=False):
+        for lstm in self.stack:
+            frames, last, *_ = lstm(frames, mask)
+        if not training:
+            return {**self.classifier(last), "embedding": last}
+        # The last state once more after the frames, for a batch without any.
+        states = ops.concatenate([frames, last[:, None]], axis=1)
+        batch, length = ops.shape(states)[0], ops.shape(states)[1]
+        each = ops.reshape(states, (-1, self.cells))
+        every = keras.tree.map_structure(
+            lambda logits: ops.reshape(logits, (batch, length, self.num_classes)),
+            self.classifier(each, training=True),
+        )
+        outputs = keras.tree.map_structure(lambda logits: logits[:, -1], every)
+        count = ops.sum(ops.cast(mask, "float32"), axis=1, keepdims=True)
+        return {
+            **outputs,
+            "frame_logits": every["logits"][:, :-1],
+            "frame_weights": rising_weights(mask, ops.maximum(count, 1.0)),
+            "embedding": last,
+        }
+
+    def get_config(self):
+        return {**super().get_config(), "layers": self.num_layers}
+
+
+# Four components, sparse experts, frames one by one
+
+
+@register(level="frame", paper="Na et al. 2017, arXiv:1706.07960")
+class SnuvlModel(PoolingModel):
+    """Four components that combine freely: pooling, head, label processing, loss.
+
+    [B, T, D] -> any pooling [B, H] -> head -> label processing -> logits [B, C].
+
+    Args:
+        pooling: name of the pooling of the frames, see `yt8m.layers.poolings`.
+        pooling_args: its arguments, by name.
+        bilinear_size: frames are first made compact bilinear features, of this size,
+            of the first feature and all others; None leaves them concatenated.
+        center_loss: give out a centre [H] of each class in training, for a loss of
+            the embeddings' distances from them.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        pooling: str = "indirect_clustering",
+        pooling_args: dict[str, Any] | None = None,
+        bilinear_size: int | None = None,
+        center_loss: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.pooling = pooling
+        self._pooling_args = tuple((pooling_args or {}).items())
+        self.bilinear_size = bilinear_size
+        self.center_loss = center_loss
+        args = dict(self._pooling_args)
+        if pooling in POOLINGS and "num_classes" in arguments(POOLINGS[pooling]):
+            args.setdefault("num_classes", self.num_classes)
+        self.pooling_layer = create_pooling(
+            pooling, **args, dtype=self.dtype_policy, name="pooling"
+        )
+        if bilinear_size:
+            if len(self.features) < 2:
+                raise ValueError(
+                    "`bilinear_size` needs two features at least. Received: "
+                    f"features={self.features}"
+                )
+            self.bilinear = CompactBilinear(
+                bilinear_size, dtype=self.dtype_policy, name="bilinear"
+            )
+
+    @property
+    def pooling_args(self) -> dict[str, Any]:
+        return dict(self._pooling_args)
+
+    @property
+    def training_input_names(self) -> tuple[str, ...]:
+        return getattr(self.pooling_layer, "training_input_names", ())
+
+    def build(self, input_shapes):
+        if self.center_loss:
+            size = self.bilinear_size or sum(self.features.values())
+            pooled = self.pooling_layer.compute_output_shape((None, None, size))
+            self.centers = self.add_weight(
+                name="centers",
+                shape=(self.num_classes, pooled[-1]),
+                initializer="zeros",
+                autocast=False,
+            )
+        super().build(input_shapes)
+
+    def pool(self, frames, mask, training=False, **given):
+        if self.bilinear_size:
+            first, *_ = self.features.values()
+            frames = self.bilinear(frames[..., :first], frames[..., first:])
+        return self.pooling_layer(frames, mask, training=training, **given)
+
+    def call(self, inputs, training=False):
+        frames, mask = self.preprocess(inputs)
+        names = self.training_input_names if training else ()
+        given = {name: inputs[name] for name in names if name in inputs}
+        embedding = self.pool(frames, mask, training=training, **given)
+        outputs = self.classifier(embedding, training=training)
+        if training and self.center_loss:
+            outputs["centers"] = ops.convert_to_tensor(self.centers)
+        return {**outputs, "embedding": embedding}
+
+
+@register(level="frame", paper="Na et al. 2017, arXiv:1706.07960, 2.3.1")
+class ManyToManyModel(PoolingModel):
+    """An LSTM whose every state is classified; the video gets the mean probability.
+
+    [B, T, D] -> LSTM -> dropout -> head at each frame [B, T, C] -> mean of the
+    probabilities over the valid frames -> logits [B, C].
+
+    Args:
+        cells: of the LSTM.
+        dropout: rate, of the LSTM's outputs.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self, cells: int = 1152, dropout: float = 0.8, head: str = "logistic", **kwargs
+    ):
+        super().__init__(head=head, **kwargs)
+        self.cells = cells
+        self.dropout = dropout
+        self.lstm = LSTM(
+            cells, return_sequences=True, dtype=self.dtype_policy, name="lstm"
+        )
+        self.drop = Dropout(dropout, dtype=self.dtype_policy, name="drop")
+
+    def classify(self, frames, mask, training=False):
+        states = self.drop(self.lstm(frames, mask), training=training)
+        outputs = classify_frames(self.classifier, states, mask, training=training)
+        # The loss is of the mean, not of the frames.
+        del outputs["frame_logits"], outputs["frame_weights"]
+        return {**outputs, "embedding": masked_mean(states, mask)}
+
+
+@register(level="frame", paper="Abu-El-Haija et al. 2016, arXiv:1609.08675, 4.1.1")
+class FrameLogisticModel(PoolingModel):
+    """A classifier of single frames, each of which is taught the video's labels.
+
+    [B, T, D] -> head at each frame [B, T, C] -> mean of the probabilities over the
+    valid frames -> logits [B, C]. The loss is the mean of the frames' losses.
+
+    Args:
+        head: name of the classifier, see `yt8m.layers.heads`.
+        Others as `PoolingModel`.
+    """
+
+    default_frames = FrameSelection(20, "random", evaluation="all")
+
+    def __init__(self, head: str = "logistic", **kwargs):
+        super().__init__(head=head, **kwargs)
+
+    def classify(self, frames, mask, training=False):
+        outputs = classify_frames(self.classifier, frames, mask, training=training)
+        if not training:
+            del outputs["frame_logits"], outputs["frame_weights"]
+        return {**outputs, "embedding": masked_mean(frames, mask)}
+
+
+@register(level="frame", paper="LSTM_MoE of 2017; Shazeer et al., arXiv:1701.06538")
+class LstmMoeModel(PoolingModel):
+    """Two LSTMs with a sparse mixture of experts between them.
+
+    [B, T, D] -> batch norm -> LSTM -> dropout -> sparse mixture of experts, frame by
+    frame -> LSTM -> dropout -> sum of the frames, weighted by i / max_frames for
+    frame i = 1, 2, ... -> head -> logits [B, C].
+
+    Args:
+        cells: of each LSTM.
+        experts, active, noisy, importance_weight, load_weight: see
+            `yt8m.layers.sparse_moe`.
+        expert_size: units of both layers of an expert.
+        max_frames: see above.
+        dropout: rate, after each LSTM.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        cells: int = 512,
+        experts: int = 64,
+        active: int = 4,
+        expert_size: int = 1024,
+        noisy: bool = True,
+        importance_weight: float = 0.1,
+        load_weight: float = 0.1,
+        max_frames: int = 90,
+        dropout: float = 0.4,
+        head: str = "logistic",
+        **kwargs,
+    ):
+        super().__init__(head=head, **kwargs)
+        self.cells = cells
+        self.experts = experts
+        self.active = active
+        self.expert_size = expert_size
+        self.noisy = noisy
+        self.importance_weight = importance_weight
+        self.load_weight = load_weight
+        self.max_frames = max_frames
+        self.dropout = dropout
+
+        self.input_norm = BatchNormalization(dtype=self.dtype_policy, name="input_norm")
+        self.moe = SparseMixtureOfExperts(
+            experts,
+            active,
+            hidden_size=expert_size,
+            output_size=expert_size,
+            noisy=noisy,
+            importance_weight=importance_weight,
+            load_weight=load_weight,
+            dtype=self.dtype_policy,
+            name="moe",
+        )
+        self.stack = [
+            LSTM(
+                cells, return_sequences=True, dtype=self.dtype_policy, name=f"lstm_{i}"
+            )
+            for i in range(2)
+        ]
+        self.drops = [
+            Dropout(dropout, dtype=self.dtype_policy, name=f"drop_{i}")
+            for i in range(2)
+        ]
+
+    def pool(self, frames, mask, training=False):
+        frames = self.input_norm(frames, mask, training=training)
+        first, second = self.stack
+        states = self.drops[0](first(frames, mask), training=training)
+        mixed = self.moe(states, mask, training=training)
+        states = self.drops[1](second(mixed, mask), training=training)
+        places = ops.arange(1, ops.shape(states)[1] + 1, dtype="float32")
+        weights = ops.where(mask, places[None, :] / self.max_frames, 0.0)
+        weights = ops.cast(weights[:, None, :], states.dtype)
+        return ops.matmul(weights, states)[:, 0]

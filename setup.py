@@ -30,6 +30,8 @@ setup(
         # tensorflow-io does not pin TensorFlow; its last release loads with 2.16 only.
         "io": ["tensorflow==2.16.*", "tensorflow-io==0.37.1"],
         "clusters": ["scikit-learn"],
+        # The plot of `python -m benchmarks.quality`.
+        "plots": ["matplotlib"],
         "dev": ["pytest", "ruff", "scikit-learn"],
     },
     entry_points={"console_scripts": ["yt8m = yt8m.cli.main:main"]},

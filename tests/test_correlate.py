@@ -10,6 +10,7 @@ from yt8m.layers.label_processing import read_correlation
 
 RGB = np.zeros((2, 4), np.uint8)
 MEAN = {"mean_rgb": np.zeros(4, np.float32)}
+FEATURES = ["--feature_names=rgb", "--feature_sizes=4", "--num_classes=5"]
 LABELS = [[0, 1], [1, 0, 2], [1], [], None, [1, 1], [4]]
 
 
@@ -35,7 +36,9 @@ def test_videos_of_each_pair_of_labels_are_counted(shards, tmp_path, capsys):
     ]
     with np.load(path) as file:
         assert file["num_classes"] == 5
-        pairs = {tuple(p): n for p, n in zip(file["indices"], file["counts"], strict=True)}
+        pairs = {
+            tuple(p): n for p, n in zip(file["indices"], file["counts"], strict=True)
+        }
     assert pairs == {
         **{(0, 0): 2, (1, 1): 4, (2, 2): 1, (4, 4): 1},
         **{(0, 1): 2, (0, 2): 1, (1, 2): 1},
@@ -96,3 +99,26 @@ def test_what_cannot_be_used_is_named_and_nothing_is_written(shards, tmp_path, c
         assert run("correlate", flags) == 1
         assert message in capsys.readouterr().err
     assert not [p for p in tmp_path.iterdir() if "labels" in p.name]
+
+
+@pytest.mark.parametrize("shards", ["frame"], indirect=True)
+def test_a_model_trains_with_the_file_and_then_needs_it_no_more(
+    shards, tmp_path, capsys
+):
+    path, directory = tmp_path / "labels.npz", f"--train_dir={tmp_path}/run"
+    assert run("correlate", [shards, f"--output_file={path}", FEATURES[-1]]) == 0
+    flags = [
+        *(shards, directory, "--model=FrameLevelLogisticModel", *FEATURES),
+        "--model_args=label_processing=correlation,"
+        f'label_processing_args={{"correlation": "{path}", "weights": [1, 0.1, 0.1]}}',
+        *("--batch_size=7", "--max_steps=3"),
+    ]
+    assert run("train", flags) == 0
+    path.unlink()
+    evaluated = shards.replace("train_data", "eval_data")
+    assert run("eval", [directory, evaluated, "--run_once"]) == 0
+    assert run("train", [directory, "--max_steps=5"]) == 0
+    capsys.readouterr()
+    assert run("train", [*flags, f"--train_dir={tmp_path}/other"]) == 1
+    message = f"train: The label correlations {path} cannot be read: No such file"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)

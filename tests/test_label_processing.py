@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from yt8m.errors import UserError
+from yt8m.layers.classifiers import create_head
 from yt8m.layers.constants import weights_follow
-from yt8m.layers.heads import create_head
 from yt8m.layers.label_processing import (
     LABEL_PROCESSINGS,
     LabelCorrelation,

@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 
 from yt8m.errors import UserError
-from yt8m.layers.dbof import ACTIVATIONS, POOLINGS, DBoF
+from yt8m.layers.classifiers import HEADS, create_head
+from yt8m.layers.dbof import ACTIVATIONS, DBoF
 from yt8m.layers.gating import ContextGating, ProbabilityGating
-from yt8m.layers.heads import HEADS, LogisticHead, MoEHead, create_head
+from yt8m.layers.heads import LogisticHead, MoEHead
 from yt8m.layers.masking import length_mask, masked_mean
 from yt8m.layers.netvlad import NetVLAD
 from yt8m.layers.normalization import BatchNormalization
@@ -334,7 +335,7 @@ def _dbof_twin(layer, x, training):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("add_batch_norm", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", ["max", "average"])
 def test_dbof_pools_the_activations_of_valid_frames(
     pooling, activation, add_batch_norm, training
 ):
@@ -348,7 +349,7 @@ def test_dbof_pools_the_activations_of_valid_frames(
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", ["max", "average"])
 def test_the_folded_norm_of_dbof_equals_one_applied_to_the_frames(pooling, training):
     """Outputs, gradients and moving averages, against the layers one by one."""
     layer, plain = _dbof(pooling=pooling), _dbof(pooling=pooling)
@@ -611,28 +612,6 @@ def test_the_logistic_head_is_a_dense_layer():
     x = _frames()[3]
     expected = x @ _value(head.kernel) + _value(head.bias)
     np.testing.assert_allclose(head(tf.constant(x))["logits"], expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", sorted(HEADS))
-def test_l2_penalties_are_half_the_sum_of_squares_of_kernels(name):
-    head = create_head(name, 7, l2_penalty=0.1)
-    head.build((None, D))
-    _randomise(head)
-    kernels = [w for w in head.weights if w.name.endswith("kernel")]
-    expected = sum(0.05 * (_value(w) ** 2).sum() for w in kernels)
-    assert len(kernels) == {"logistic": 1, "moe": 2}[name]
-    np.testing.assert_allclose(sum(head.losses), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", sorted(HEADS))
-def test_a_head_gates_its_probabilities_on_request(name):
-    head = create_head(name, 7, gating_probabilities=True)
-    head.build((None, D))
-    _randomise(head)
-    x = tf.constant(_frames()[3])
-    expected = head.gating(head.class_logits(x))
-    np.testing.assert_array_equal(head(x)["logits"], expected)
-    assert (head(x)["logits"].numpy() < head.class_logits(x).numpy()).all()
 
 
 @pytest.mark.parametrize(

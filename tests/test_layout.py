@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 RANKS = {
     "yt8m.schema": 0,
     "yt8m.errors": 0,
+    "yt8m.class_counts": 0,
     "yt8m.progress": 0,
     "yt8m.events": 0,
     "yt8m.config": 0,
@@ -23,6 +24,7 @@ RANKS = {
     "yt8m.metrics": 1,
     "yt8m.model": 2,
     "yt8m.distribution": 2,
+    "yt8m.cost": 3,
     "frame_level_models": 3,
     "video_level_models": 3,
     "yt8m.runs": 4,

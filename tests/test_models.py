@@ -10,11 +10,20 @@ from keras import ops
 
 import frame_level_models  # noqa: F401  (registers)
 import video_level_models  # noqa: F401  (registers)
-from model_cases import GIVEN, NUM_CLASSES, OPTIONS, SEES_ORDER, SMALL
+from model_cases import (
+    BATCH_NORM_STACKS,
+    GIVEN,
+    HEAD_ARGS,
+    NUM_CLASSES,
+    OPTIONS,
+    SEES_ORDER,
+    SMALL,
+)
 from yt8m import losses, registry
 from yt8m.config import FrameSelection
 from yt8m.errors import UserError
-from yt8m.layers.heads import HEADS, LogisticHead, MoEHead
+from yt8m.layers.classifiers import HEADS
+from yt8m.layers.heads import LogisticHead, MoEHead
 from yt8m.layers.preprocessing import dequantize
 from yt8m.model import FrameLevelModel, PoolingModel, VideoLevelModel
 
@@ -236,8 +245,17 @@ def test_a_low_precision_model_is_near_and_has_float32_logits(
     outputs, gradients, _ = _step(low, batch, scale=64.0)
     expected, expected_gradients, _ = _step(model, batch)
     assert outputs["logits"].dtype == tf.float32
-    np.testing.assert_allclose(outputs["logits"], expected["logits"], atol=2 * atol)
+    # Of the logits in training: those before any have seen no batch statistics yet.
+    atol = 2 * tolerance * np.abs(expected["logits"]).max()
+    np.testing.assert_allclose(outputs["logits"], expected["logits"], atol=atol)
     whole = tf.linalg.global_norm(expected_gradients)
+    if name in BATCH_NORM_STACKS:
+        # Each batch norm over so few videos about doubles what was rounded before it.
+        pairs = list(zip(gradients, expected_gradients, strict=True))
+        product = sum(tf.reduce_sum(a * b) for a, b in pairs)
+        cosine = product / (tf.linalg.global_norm(gradients) * whole)
+        assert cosine > 1 - 3 * tolerance
+        return
     for weight, ours, theirs in zip(
         low.trainable_weights, gradients, expected_gradients, strict=True
     ):
@@ -352,16 +370,21 @@ def test_an_option_changes_the_result(name, option):
 
     def result(**args):
         model = make_model(name, **args)
-        logits = model(make_batch(name), training=True)["logits"]
-        return logits.numpy(), float(sum(model.losses))
+        outputs = model(make_batch(name), training=True)
+        return outputs, float(sum(model.losses))
 
-    logits, penalty = result(**given)
-    other_logits, other_penalty = result(**{**given, option: OPTIONS[name][option]})
+    outputs, penalty = result(**given)
+    other, other_penalty = result(**{**given, option: OPTIONS[name][option]})
     if option == "l2_penalty":
         assert other_penalty > 1000 * penalty > 0
-        np.testing.assert_array_equal(other_logits, logits)
-    else:
-        assert np.abs(other_logits - logits).max() > 1e-3
+        np.testing.assert_array_equal(other["logits"], outputs["logits"])
+        return
+    # What training adds to the logits counts too.
+    changed = set(other) != set(outputs) or abs(other_penalty - penalty) > 1e-3
+    for key in ("logits", "penalty"):
+        if key in outputs and key in other:
+            changed |= bool(np.abs(other[key] - outputs[key]).max() > 1e-3)
+    assert changed
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -493,7 +516,8 @@ def test_the_video_vector_is_normalised_as_one():
 @pytest.mark.parametrize("head", sorted(HEADS))
 @pytest.mark.parametrize("name", POOLING_NAMES)
 def test_every_head_learns_on_every_pooling_model_and_is_saved(name, head, tmp_path):
-    model, batch = make_model(name, head=head), make_batch(name)
+    args = {**SMALL.get(name, {}), "head_args": HEAD_ARGS.get(head)}
+    model, batch = make_model(name, **args, head=head), make_batch(name)
     assert type(model.classifier) is HEADS[head]
     perturb(model)
     outputs, gradients, _ = _step(model, batch)

@@ -99,6 +99,8 @@ def test_a_video_is_a_function_of_seed_split_and_index():
         {"frame_noise": 0.1},
         {"missing_labels": 0.5},
         {"wrong_labels": 0.5},
+        {"implied_labels": 0.9},
+        {"hidden_labels": 0.9},
     ],
     ids=lambda option: next(iter(option)),
 )
@@ -344,6 +346,67 @@ def test_labels_go_missing_and_wrong_at_the_rates_asked_for():
     assert right / given == pytest.approx(0.8, abs=0.04)
 
 
+SMALL = {"num_classes": 48, "features": {"rgb": 64, "audio": 32}, "max_frames": 8}
+
+
+def test_a_class_implies_the_one_above_it_which_shows_more_faintly():
+    plain = config(**SMALL, kinds=("static",))
+    settings = dataclasses.replace(plain, implied_labels=0.8)
+    world = synthetic._world(settings)
+    drawn, implied, strengths = 0, 0, {True: [], False: []}
+    for i in range(500):
+        own = generate_video(plain, "train", i).truth
+        video = generate_video(settings, "train", i)
+        assert set(own) <= set(video.truth) and video.labels == video.truth
+        for label in own:
+            if world.above[label] >= 0 and world.above[label] not in own:
+                drawn += 1
+                implied += world.above[label] in video.truth
+        for label in video.truth:
+            shown = projections(video, settings, "rgb", label).mean()
+            strengths[label in own].append(shown)
+            below = np.flatnonzero(world.above == label)
+            assert label in own or set(below) & set(video.truth)
+    # A class can be implied by two others, and by those below them.
+    assert 0.78 < implied / drawn < 0.95
+    assert np.mean(strengths[False]) < 0.7 * np.mean(strengths[True])
+
+
+def test_above_each_class_is_a_more_frequent_one_of_its_group():
+    world = synthetic._world(config(num_classes=48))
+    roots = np.flatnonzero(world.above < 0)
+    assert sorted(world.group[roots]) == sorted(set(world.group))
+    for label in np.flatnonzero(world.above >= 0):
+        assert world.above[label] < label
+        assert world.group[world.above[label]] == world.group[label]
+    assert np.bincount(world.above[world.above >= 0]).max() == 2
+
+
+def test_hidden_labels_are_the_faint_ones_and_one_is_always_given():
+    truthful = config(**SMALL, kinds=("static",), implied_labels=0.8)
+    settings = dataclasses.replace(truthful, hidden_labels=0.5)
+    overlooked = synthetic._world(settings).overlooked
+    hidden = {True: [], False: []}  # of classes that the frames show plainly, or not
+    by_class = {True: [], False: []}  # of classes that are overlooked, or not
+    for i in range(500):
+        truth, video = (generate_video(c, "train", i) for c in (truthful, settings))
+        assert all(
+            np.array_equal(video.features[n], truth.features[n]) for n in truth.features
+        )
+        assert video.truth == truth.truth and video.labels
+        assert set(video.labels) <= set(video.truth)
+        for label in video.truth if len(video.truth) > 2 else ():
+            missing = label not in video.labels
+            plain = projections(video, settings, "rgb", label).mean() > 0.15
+            hidden[plain].append(missing)
+            by_class[overlooked[label] > 0.5].append(missing)
+    assert np.mean(hidden[False]) > np.mean(hidden[True]) + 0.1
+    assert np.mean(by_class[True]) > np.mean(by_class[False]) + 0.1
+    assert 0.3 < np.mean(hidden[True] + hidden[False]) < 0.6
+    everything = dataclasses.replace(truthful, hidden_labels=1.0)
+    assert all(video.labels for video in videos(everything, 60))
+
+
 def read(paths: list[str]):
     return [
         decode_record(serialized)
@@ -434,6 +497,8 @@ def test_writing_again_replaces_only_what_was_made_here(tmp_path):
         ({"strength": 3.0}, "strength"),
         ({"missing_labels": 1.2}, "missing_labels"),
         ({"wrong_labels": float("nan")}, "wrong_labels"),
+        ({"implied_labels": -0.1}, "implied_labels"),
+        ({"hidden_labels": 1.1}, "hidden_labels"),
         ({"seed": -1}, "seed"),
     ],
 )

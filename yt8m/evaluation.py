@@ -72,9 +72,7 @@ def evaluate(
     Raises:
         UserError: bad data, no video, or none with labels.
     """
-    score = EachReplica(
-        score_function(model, training.label_loss), strategy, reader.batch_size
-    )
+    score = EachReplica(score_function(model, training), strategy, reader.batch_size)
     names = [*model.input_names, *_SCORED]
     limit = {} if exact_map_limit is None else {"exact_map_limit": exact_map_limit}
     metrics = VideoMetrics(
@@ -130,15 +128,19 @@ def evaluate(
 
 
 def score_function(
-    model: YT8MModel, label_loss: str
+    model: YT8MModel, training: TrainingConfig
 ) -> Callable[[dict[str, tf.Tensor]], tuple[tf.Tensor, tf.Tensor]]:
     """The function, not compiled, that scores a batch with its labels.
+
+    Args:
+        model: with weights.
+        training: names the loss and its arguments.
 
     Returns:
         A function of what the model reads, `labels` and, of segments, `label_weights`
         that gives `rated_logits` [B, C] and the losses [B].
     """
-    loss = losses.create(label_loss)
+    loss = losses.create(training.label_loss, **training.label_loss_args)
 
     def score(batch):
         outputs = forward(model, batch)

@@ -6,6 +6,7 @@ compiles with XLA and runs on any Keras backend. It takes the batch as it was re
 that transform, through `classify`.
 """
 
+import itertools
 from typing import Any
 
 import keras
@@ -13,8 +14,10 @@ from keras import ops
 
 from yt8m import registry, schema
 from yt8m.config import FrameSelection
+from yt8m.layers.classifiers import create_head
 from yt8m.layers.constants import weights_follow
-from yt8m.layers.heads import Head, create_head
+from yt8m.layers.global_normalization import GlobalNormalization
+from yt8m.layers.heads import Head
 from yt8m.layers.masking import length_mask
 from yt8m.layers.preprocessing import dequantize, l2_normalize
 
@@ -92,70 +95,11 @@ class YT8MModel(keras.Model):
         }
 
 
-class FrameLevelModel(YT8MModel):
-    """Base of models that read frames; a subclass defines `classify`.
-
-    Call arguments:
-        inputs: dictionary of one [B, T, size] tensor for each feature (uint8 is
-            dequantised, floats are taken as they are) and `num_frames` int32 [B].
-            Rows from `num_frames` on are padding and may hold anything.
-
-    Returns:
-        Dictionary with `logits` float32 [B, C] and usually `embedding` [B, H] (what
-        feeds the classifier). In training it may have more, for the loss (see
-        `yt8m.losses.objective`): `auxiliary_logits`, a list of [B, C], for deep
-        supervision; `frame_logits` [B, T, C] with `frame_weights` [B, T]; `penalty`
-        [B], added to the loss of each example.
-    """
-
-    #: The frames a model takes unless flags say otherwise; None takes all.
-    default_frames = FrameSelection()
-
-    @classmethod
-    def default_features(cls) -> dict[str, int]:
-        return dict(schema.FRAME_FEATURES)
-
-    @property
-    def input_names(self) -> list[str]:
-        return [*self.features, "num_frames"]
-
-    def example_inputs(self, batch: int = 2, frames: int = 2) -> dict[str, Any]:
-        inputs = {
-            name: ops.zeros((batch, frames, size), dtype="uint8")
-            for name, size in self.features.items()
-        }
-        inputs["num_frames"] = ops.full((batch,), frames, dtype="int32")
-        return inputs
-
-    def preprocess(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
-        """Dequantises, concatenates, L2-normalises each frame, zeroes the padding.
-
-        Returns:
-            frames [B, T, D] in the compute dtype and mask bool [B, T].
-        """
-        parts = [dequantize(inputs[name], "float32") for name in self.features]
-        mask = length_mask(inputs["num_frames"], ops.shape(parts[0])[1])
-        frames = ops.concatenate(parts, axis=-1)
-        # Selected, not multiplied: garbage in the padding may be NaN.
-        frames = ops.where(mask[..., None], frames, 0)
-        return l2_normalize(frames, dtype=self.compute_dtype), mask
-
-    def classify(self, frames: Any, mask: Any, training: bool = False) -> Outputs:
-        """From preprocessed frames [B, T, D] and mask [B, T] to the outputs."""
-        raise NotImplementedError
-
-    def call(self, inputs: dict[str, Any], training: bool = False) -> Outputs:
-        frames, mask = self.preprocess(inputs)
-        return self.classify(frames, mask, training=training)
-
-
-class PoolingModel(FrameLevelModel):
-    """Base of models that pool the frames to one vector, which any head classifies.
-
-    A subclass defines `pool`.
+class HeadModel(YT8MModel):
+    """Base of models that end in a head, which any embedding can go into.
 
     Args:
-        head: name of the classifier, see `yt8m.layers.heads`.
+        head: name of the classifier, see `yt8m.layers.classifiers`.
         head_args: arguments of the head, by name; these override the ones below.
         num_mixtures: experts of each class; None takes the head's own number.
         l2_penalty: the loss gets l2_penalty * sum(w^2) / 2 of the head's kernels.
@@ -219,6 +163,73 @@ class PoolingModel(FrameLevelModel):
         self.classifier = self._create_classifier()
         self.built = True
 
+
+class FrameLevelModel(YT8MModel):
+    """Base of models that read frames; a subclass defines `classify`.
+
+    Call arguments:
+        inputs: dictionary of one [B, T, size] tensor for each feature (uint8 is
+            dequantised, floats are taken as they are) and `num_frames` int32 [B].
+            Rows from `num_frames` on are padding and may hold anything.
+
+    Returns:
+        Dictionary with `logits` float32 [B, C] and usually `embedding` [B, H] (what
+        feeds the classifier). In training it may have more, for the loss (see
+        `yt8m.losses.objective`): `auxiliary_logits`, a list of [B, C], for deep
+        supervision; `frame_logits` [B, T, C] with `frame_weights` [B, T]; `penalty`
+        [B], added to the loss of each example.
+    """
+
+    #: The frames a model takes unless flags say otherwise; None takes all.
+    default_frames = FrameSelection()
+
+    @classmethod
+    def default_features(cls) -> dict[str, int]:
+        return dict(schema.FRAME_FEATURES)
+
+    @property
+    def input_names(self) -> list[str]:
+        return [*self.features, "num_frames"]
+
+    def example_inputs(self, batch: int = 2, frames: int = 2) -> dict[str, Any]:
+        inputs = {
+            name: ops.zeros((batch, frames, size), dtype="uint8")
+            for name, size in self.features.items()
+        }
+        inputs["num_frames"] = ops.full((batch,), frames, dtype="int32")
+        return inputs
+
+    def preprocess(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        """Dequantises, concatenates, L2-normalises each frame, zeroes the padding.
+
+        Returns:
+            frames [B, T, D] in the compute dtype and mask bool [B, T].
+        """
+        parts = [dequantize(inputs[name], "float32") for name in self.features]
+        mask = length_mask(inputs["num_frames"], ops.shape(parts[0])[1])
+        frames = ops.concatenate(parts, axis=-1)
+        # Selected, not multiplied: garbage in the padding may be NaN.
+        frames = ops.where(mask[..., None], frames, 0)
+        return l2_normalize(frames, dtype=self.compute_dtype), mask
+
+    def classify(self, frames: Any, mask: Any, training: bool = False) -> Outputs:
+        """From preprocessed frames [B, T, D] and mask [B, T] to the outputs."""
+        raise NotImplementedError
+
+    def call(self, inputs: dict[str, Any], training: bool = False) -> Outputs:
+        frames, mask = self.preprocess(inputs)
+        return self.classify(frames, mask, training=training)
+
+
+class PoolingModel(HeadModel, FrameLevelModel):
+    """Base of models that pool the frames to one vector, which any head classifies.
+
+    A subclass defines `pool`.
+
+    Args:
+        All as `HeadModel`.
+    """
+
     def pool(self, frames: Any, mask: Any, training: bool = False) -> Any:
         """From preprocessed frames [B, T, D] and mask [B, T] to one vector [B, H]."""
         raise NotImplementedError
@@ -232,12 +243,34 @@ class PoolingModel(FrameLevelModel):
 class VideoLevelModel(YT8MModel):
     """Base of models that read one vector a video; a subclass defines `classify`.
 
+    Args:
+        normalization: a file of `yt8m normalization`, by which the vector is centred,
+            whitened and L2-normalised; None leaves that to `normalize`.
+        normalization_size: principal components that are taken; None takes D.
+
     Call arguments:
         inputs: dictionary of one float32 [B, size] tensor for each feature.
 
     Returns:
         As `FrameLevelModel`.
     """
+
+    def __init__(
+        self,
+        normalization: str | None = None,
+        normalization_size: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.normalization = normalization
+        self.normalization_size = normalization_size
+        if normalization:
+            self.whitening = GlobalNormalization(
+                normalization,
+                normalization_size,
+                dtype=self.dtype_policy,
+                name="normalization",
+            )
 
     @classmethod
     def default_features(cls) -> dict[str, int]:
@@ -251,10 +284,21 @@ class VideoLevelModel(YT8MModel):
         }
 
     def preprocess(self, inputs: dict[str, Any]) -> Any:
-        """Concatenates the features and L2-normalises the vector [B, D]."""
+        """Concatenates the features and normalises the vector [B, D]."""
         parts = [ops.cast(inputs[n], "float32") for n in self.features]
         video = ops.concatenate(parts, axis=-1)
+        return self.whitening(video) if self.normalization else self.normalize(video)
+
+    def normalize(self, video: Any) -> Any:
+        """What is done to the vector [B, D] where no file says how to normalise it."""
         return l2_normalize(video, dtype=self.compute_dtype)
+
+    def streams(self, video: Any) -> list[Any]:
+        """The features apart, or all together once they have been whitened."""
+        if self.normalization:
+            return [video]
+        ends = list(itertools.accumulate(self.features.values(), initial=0))
+        return [video[:, a:b] for a, b in itertools.pairwise(ends)]
 
     def classify(self, video: Any, training: bool = False) -> Outputs:
         """From the preprocessed vector [B, D] to the outputs."""
@@ -262,6 +306,31 @@ class VideoLevelModel(YT8MModel):
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Outputs:
         return self.classify(self.preprocess(inputs), training=training)
+
+
+class EmbeddingModel(HeadModel, VideoLevelModel):
+    """Base of video-level models that end in a head; a subclass may define `embed`.
+
+    Args:
+        head: name of the classifier, see `yt8m.layers.classifiers`.
+        Others as `HeadModel` and `VideoLevelModel`.
+    """
+
+    def __init__(self, head: str = "logistic", **kwargs):
+        super().__init__(head=head, **kwargs)
+
+    @classmethod
+    def default_features(cls) -> dict[str, int]:
+        return dict(schema.VIDEO_FEATURES)
+
+    def embed(self, video: Any, training: bool = False) -> Any:
+        """From the preprocessed vector [B, D] to the vector [B, H] for the head."""
+        return video
+
+    def classify(self, video: Any, training: bool = False) -> Outputs:
+        embedding = self.embed(video, training=training)
+        outputs = self.classifier(embedding, training=training)
+        return {**outputs, "embedding": embedding}
 
 
 def forward(model: Any, batch: dict[str, Any], training: bool = False) -> Outputs:

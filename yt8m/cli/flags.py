@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from yt8m import schema
+from yt8m import remote, schema
 from yt8m.config import (
     LR_SCHEDULES,
     PRECISIONS,
@@ -23,6 +23,7 @@ from yt8m.config import (
     RunConfig,
     TrainingConfig,
 )
+from yt8m.data import eigenvalues
 from yt8m.errors import UserError
 
 log = logging.getLogger("yt8m")
@@ -35,6 +36,7 @@ STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 # The starter code's and the 2017 winner's flags for what is an argument of a model
 # here: the argument, its type, and the models that have such a flag (None: all).
 _DBOF, _LSTM, _NETVLAD = ("DbofModel",), ("LstmModel",), ("NetVLADModel",)
+_NEXTVLAD = ("NeXtVLADModel", "MixtureNeXtVLADModel")
 SPELLINGS: dict[str, tuple[str, type, tuple[str, ...] | None]] = {
     "video_level_classifier_model": ("head", str, None),
     "moe_num_mixtures": ("num_mixtures", int, None),
@@ -52,6 +54,14 @@ SPELLINGS: dict[str, tuple[str, type, tuple[str, ...] | None]] = {
     "netvlad_relu": ("relu", bool, _NETVLAD),
     "netvlad_add_batch_norm": ("add_batch_norm", bool, _NETVLAD),
     "gating": ("gating", bool, _NETVLAD),
+    "pca_eigenvalues": ("pca_eigenvalues", str, _NEXTVLAD),
+    "normalization": ("normalization", str, None),
+    "pooling": ("pooling", str, None),
+    "pooling_args": ("pooling_args", dict, None),
+    "head": ("head", str, None),
+    "head_args": ("head_args", dict, None),
+    "label_processing": ("label_processing", str, None),
+    "label_processing_args": ("label_processing_args", dict, None),
 }
 
 
@@ -282,6 +292,7 @@ def model(
         int: absl_flags.DEFINE_integer,
         float: absl_flags.DEFINE_float,
         bool: absl_flags.DEFINE_bool,
+        dict: absl_flags.DEFINE_string,  # name=value,name=value
     }
     for name, (argument, kind, models) in SPELLINGS.items():
         owner = f" of {', '.join(models)}" if models else ""
@@ -467,6 +478,20 @@ def parse_features(names: str, sizes: str | None) -> dict[str, int]:
 
 
 def model_args(flags: FlagValues) -> dict[str, Any]:
+    """The arguments of the model; eigenvalues on a web server are downloaded.
+
+    Raises:
+        UserError: as `given_model_args`, or they cannot be had.
+    """
+    args = given_model_args(flags)
+    for owner in (args, args.get("branch_args")):
+        url = isinstance(owner, dict) and owner.get("pca_eigenvalues")
+        if isinstance(url, str) and remote.is_url(url):
+            owner["pca_eigenvalues"] = eigenvalues.download(url)
+    return args
+
+
+def given_model_args(flags: FlagValues) -> dict[str, Any]:
     """The arguments of the model in --model_args and in the flags that spell them.
 
     Raises:
@@ -474,9 +499,12 @@ def model_args(flags: FlagValues) -> dict[str, Any]:
     """
     args = parse_arguments(flags.model_args or "", "--model_args")
     origin = dict.fromkeys(args, "--model_args")
-    for name, (argument, _, models) in SPELLINGS.items():
-        if flags[name].value is None:
+    for name, (argument, kind, models) in SPELLINGS.items():
+        value = flags[name].value
+        if value is None:
             continue
+        if kind is dict:
+            value = parse_arguments(value, f"--{name}")
         if models and flags.model not in models:
             raise UserError(
                 f"--{name} is a flag of {', '.join(models)}, not of {flags.model}; "
@@ -484,7 +512,12 @@ def model_args(flags: FlagValues) -> dict[str, Any]:
             )
         if argument in args:
             raise UserError(f"{origin[argument]} and --{name} both set {argument}.")
-        args[argument], origin[argument] = flags[name].value, f"--{name}"
+        args[argument], origin[argument] = value, f"--{name}"
+    if flags.model == "MixtureNeXtVLADModel" and "pca_eigenvalues" in args:
+        branch_args = args.get("branch_args") or {}
+        args["branch_args"] = branch_args | {
+            "pca_eigenvalues": args.pop("pca_eigenvalues")
+        }
     return args
 
 

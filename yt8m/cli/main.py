@@ -142,7 +142,19 @@ def _with_recipe(flags: absl_flags.FlagValues, argv: list[str]) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(_as_raised(error)).split())
+
+
+def _as_raised(error: Exception) -> Exception:
+    """The error as it was, where graphs or Keras's layers have added their traceback.
+
+    They raise one of the same type whose text has the first one's last line.
+    """
+    first = error.__context__
+    if error.__cause__ is not None or not isinstance(first, type(error)):
+        return error
+    last_line = str(first).strip().split("\n")[-1].strip()
+    return _as_raised(first) if last_line in str(error) else error
 
 
 def _help(command: str, module, flags: absl_flags.FlagValues) -> str:

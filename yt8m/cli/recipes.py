@@ -1,23 +1,92 @@
 """Lists the recipes: published systems as flag files for `train.py --recipe=NAME`.
 
-yt8m recipes
+    yt8m recipes
+    yt8m recipes --format=markdown
+    yt8m recipes --show=willow_netvlad
+
+--show prints one: its flags, source, published score, and what was left open there.
 """
 
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
+
+from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
 from yt8m.errors import UserError, near_matches
 
+FORMATS = ("text", "markdown")
+# Of a recipe's header, in their order, after the title in its first line.
+KEYS = ("Source", "Command", "Published", "Measured on the dataset")
+
 _FOLDER = resources.files("yt8m") / "recipes"
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """A published system.
+
+    Attributes:
+        name: by which `--recipe` finds it.
+        title: what it is, in one line.
+        source: where it is described.
+        command: that trains it.
+        published: the scores that the source reports.
+        measured: what was measured with it on the real dataset.
+        remarks: what the source leaves open, and what was chosen.
+        flags: as they would stand on a command line.
+    """
+
+    name: str
+    title: str
+    source: str
+    command: str
+    published: str
+    measured: str
+    remarks: str
+    flags: list[str]
+
+    @property
+    def model(self) -> str:
+        """The name of its model."""
+        given = [f.partition("=")[2] for f in self.flags if f.startswith("--model=")]
+        if not given:
+            raise UserError(f"The recipe {self.name} names no --model.")
+        return given[-1]
+
+
 def define(flags: shared.FlagValues) -> None:
-    pass
+    output_format(flags)
+    absl_flags.DEFINE_string(
+        "show", None, "Prints the recipe of this name.", flag_values=flags
+    )
+
+
+def output_format(flags: shared.FlagValues) -> None:
+    absl_flags.DEFINE_enum(
+        "format", "text", FORMATS, "Form of the table.", flag_values=flags
+    )
 
 
 def run(flags: shared.FlagValues) -> int:
-    for name in recipe_names():
-        print(f"{name:24s} {recipe_title(name)}")
+    from yt8m import registry, runs
+
+    if flags.show:
+        print(_text(flags.show), end="")
+        return 0
+    runs.load_registries(None)
+    header = ["recipe", "model", "level", "published", "measured", "source"]
+    rows = [
+        [
+            *(recipe.name, recipe.model, registry.get(recipe.model).level),
+            *(recipe.published, recipe.measured, recipe.source),
+        ]
+        for recipe in map(read, recipe_names())
+    ]
+    print(table(header, rows, flags.format))
     return 0
 
 
@@ -37,12 +106,51 @@ def _text(name: str) -> str:
     return (_FOLDER / f"{name}.flags").read_text()
 
 
+def read(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Its comments are the title, then what `KEYS` says, in this order; each goes on to
+    the next, the last one to the first line that ends a sentence. The rest is remarks.
+
+    Raises:
+        UserError: there is none (near matches are listed), or its header is another.
+    """
+    lines = [line.strip() for line in _text(name).splitlines()]
+    title, *header = [line.lstrip("# ") for line in lines if line.startswith("#")]
+    pattern = r"\n".join(f"{key}: (.+?)" for key in KEYS)
+    found = re.fullmatch(rf"{pattern}(?:(?<=\.)\n(.*))?", "\n".join(header), re.DOTALL)
+    if not found:
+        raise UserError(
+            f"The recipe {name} must have the header {', '.join(KEYS)}, in this order."
+        )
+    values = [" ".join((value or "").split()) for value in found.groups()]
+    return Recipe(
+        name, title, *values, [x for x in lines if x and not x.startswith("#")]
+    )
+
+
 def recipe_title(name: str) -> str:
     """The first line of the recipe's header."""
-    return _text(name).splitlines()[0].lstrip("# ")
+    return read(name).title
 
 
 def recipe_flags(name: str) -> list[str]:
     """The flags of a recipe, as they would stand on a command line."""
-    lines = (line.strip() for line in _text(name).splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    return read(name).flags
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:
+    """A table in Markdown, or as text, which is cut to fit a screen."""
+    if form == "markdown":
+        cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+        lines = [header, ["---"] * len(header), *cells]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [[textwrap.shorten(c, 50, placeholder=" ...") for c in row] for row in rows]
+    # The last column is not filled up.
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)][:-1]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)
+        )
+        for row in [header, *rows]
+    )

@@ -63,6 +63,8 @@ def define(flags: shared.FlagValues) -> None:
         ("frame_noise", "Weight of what is a frame's own."),
         ("missing_labels", "Probability that a true label is not given."),
         ("wrong_labels", "Expected share of the given labels that are wrong."),
+        ("implied_labels", "Probability that a label implies the one above it."),
+        ("hidden_labels", "Share of true labels hidden, most often faint ones."),
     ):
         number(name, help)
 

@@ -186,10 +186,13 @@ def _config(
     same_model = stored is not None and stored.model.name == flags.model
     default = stored.data if same_model else runs.default_data_config(flags.model)
     training = shared.training_config(flags)
-    if stored is not None and not shared.given(flags, "optimizer_args"):
-        training = dataclasses.replace(
-            training, optimizer_args=stored.training.optimizer_args
-        )
+    for name, spellings in (
+        ("optimizer_args", ("optimizer_args",)),
+        ("label_loss_args", ("label_loss_args", "class_counts")),
+    ):
+        if stored and not any(shared.given(flags, spelling) for spelling in spellings):
+            args = getattr(stored.training, name)
+            training = dataclasses.replace(training, **{name: args})
     return RunConfig(
         model=shared.model_config(flags, stored.model if stored else None),
         data=shared.data_config(flags, default),

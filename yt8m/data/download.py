@@ -164,7 +164,94 @@ def retry_delay(
     return min(max(backoff, retry_after), longest)
 
 
-class Downloader:
+class Client:
+    """Reads from web servers, and tries again what fails for a while.
+
+    Args:
+        retries: how often a file is tried again in a row without getting further.
+        timeout: seconds after which a silent connection is given up.
+        first_delay: seconds before the first retry; doubles from there.
+        longest_delay: seconds, the most that is waited, whatever a server asks.
+    """
+
+    def __init__(
+        self,
+        retries: int = 8,
+        timeout: float = 30.0,
+        first_delay: float = 1.0,
+        longest_delay: float = 60.0,
+    ):
+        self.retries = retries
+        self.timeout = timeout
+        self.first_delay = first_delay
+        self.longest_delay = longest_delay
+        self._stop = threading.Event()
+
+    def read(self, url: str, most_bytes: int) -> bytes:
+        """What is at `url`, cut after `most_bytes`.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            return self._read(url, most_bytes)
+        except _Failed as e:
+            raise UserError(f"{url} cannot be read: {e}.") from e
+
+    def _read(self, url: str, most_bytes: int) -> bytes:
+        def attempt() -> bytes:
+            text = bytearray()
+            with self._request(url) as response:
+                for chunk in _receive(response):
+                    text += chunk
+                    if len(text) > most_bytes:
+                        break
+            return bytes(text[:most_bytes])
+
+        return self._persist(attempt, url)
+
+    def _request(self, url: str, method: str = "GET", start: int = 0):
+        headers = {"User-Agent": "yt8m"} | (
+            {"Range": f"bytes={start}-"} if start else {}
+        )
+        request = urllib.request.Request(url, headers=headers, method=method)
+        try:
+            return urllib.request.urlopen(request, timeout=self.timeout)
+        except urllib.error.HTTPError as e:
+            e.close()
+            raise _Failed(
+                f"HTTP {e.code} {e.reason}",
+                status=e.code,
+                passing=e.code in _PASSING_STATUS,
+                retry_after=_seconds(e.headers.get("Retry-After", "")),
+            ) from e
+        except (http.client.InvalidURL, UnicodeError) as e:  # of --base_url
+            raise _Failed(str(e), passing=False) from e
+        except (OSError, http.client.HTTPException) as e:
+            raise _Failed(_reason(e)) from e
+
+    def _persist(
+        self, attempt: Callable[[], Any], name: str, position=lambda: 0
+    ) -> Any:
+        """Tries until it succeeds or has failed too often without getting further."""
+        failures, furthest = 0, position()
+        while True:
+            try:
+                return attempt()
+            except _Failed as e:
+                failures = 1 if position() > furthest else failures + 1
+                furthest = max(furthest, position())
+                if not e.passing or failures > self.retries:
+                    raise
+                delay = retry_delay(
+                    failures, e.retry_after, self.first_delay, self.longest_delay
+                )
+                log.warning("%s: %s; again in %.1f s", name, e, delay)
+            if self._stop.wait(delay):
+                raise _Stopped
+
+
+class Downloader(Client):
     """Downloads the shards of a partition.
 
         downloader = Downloader("2/frame/train")
@@ -176,10 +263,7 @@ class Downloader:
         plan_url: where the plans are, without `/VERSION/download_plans/...`.
         file_url: where the files are, without `/VERSION/KIND/SPLIT/...`.
         num_workers: files downloaded at the same time.
-        retries: how often a file is tried again in a row without getting further.
-        timeout: seconds after which a silent connection is given up.
-        first_delay: seconds before the first retry; doubles from there.
-        longest_delay: seconds, the most that is waited, whatever a server asks.
+        Others as `Client`.
 
     Raises:
         UserError: an unknown partition, or a URL that is not one.
@@ -192,11 +276,9 @@ class Downloader:
         file_url: str = MIRROR_URL.format(mirror=MIRRORS[0]),
         *,
         num_workers: int = 8,
-        retries: int = 8,
-        timeout: float = 30.0,
-        first_delay: float = 1.0,
-        longest_delay: float = 60.0,
+        **kwargs,
     ):
+        super().__init__(**kwargs)
         check_partition(partition)
         for url in (plan_url, file_url):
             if not re.match("https?://[^/]", url):
@@ -207,11 +289,6 @@ class Downloader:
         self.plan_url = f"{plans}/{kind}_{split}.json"
         self.file_url = f"{file_url.rstrip('/')}/{partition}"
         self.num_workers = num_workers
-        self.retries = retries
-        self.timeout = timeout
-        self.first_delay = first_delay
-        self.longest_delay = longest_delay
-        self._stop = threading.Event()
 
     def read_plan(self) -> list[Shard]:
         """The partition's shards.
@@ -221,17 +298,9 @@ class Downloader:
             DataError: it is not a plan.
         """
 
-        def attempt() -> bytes:
-            text = bytearray()
-            with self._request(self.plan_url) as response:
-                for chunk in _receive(response):
-                    text += chunk
-                    if len(text) > _MOST_PLAN_BYTES:
-                        break
-            return bytes(text[:_MOST_PLAN_BYTES])  # cut, it is no JSON
-
         try:
-            text = self._persist(attempt, self.plan_url)
+            # Cut, it is no JSON.
+            text = self._read(self.plan_url, _MOST_PLAN_BYTES)
         except _Failed as e:
             raise UserError(
                 f"The plan of --partition={self.partition}, {self.plan_url}, cannot be "
@@ -352,46 +421,6 @@ class Downloader:
 
     def _url(self, shard: Shard) -> str:
         return f"{self.file_url}/{shard.name}"
-
-    def _request(self, url: str, method: str = "GET", start: int = 0):
-        headers = {"User-Agent": "yt8m"} | (
-            {"Range": f"bytes={start}-"} if start else {}
-        )
-        request = urllib.request.Request(url, headers=headers, method=method)
-        try:
-            return urllib.request.urlopen(request, timeout=self.timeout)
-        except urllib.error.HTTPError as e:
-            e.close()
-            raise _Failed(
-                f"HTTP {e.code} {e.reason}",
-                status=e.code,
-                passing=e.code in _PASSING_STATUS,
-                retry_after=_seconds(e.headers.get("Retry-After", "")),
-            ) from e
-        except (http.client.InvalidURL, UnicodeError) as e:  # of --base_url
-            raise _Failed(str(e), passing=False) from e
-        except (OSError, http.client.HTTPException) as e:
-            raise _Failed(_reason(e)) from e
-
-    def _persist(
-        self, attempt: Callable[[], Any], name: str, position=lambda: 0
-    ) -> Any:
-        """Tries until it succeeds or has failed too often without getting further."""
-        failures, furthest = 0, position()
-        while True:
-            try:
-                return attempt()
-            except _Failed as e:
-                failures = 1 if position() > furthest else failures + 1
-                furthest = max(furthest, position())
-                if not e.passing or failures > self.retries:
-                    raise
-                delay = retry_delay(
-                    failures, e.retry_after, self.first_delay, self.longest_delay
-                )
-                log.warning("%s: %s; again in %.1f s", name, e, delay)
-            if self._stop.wait(delay):
-                raise _Stopped
 
     def _map(self, function: Callable[[Shard], Any], shards: Sequence[Shard]) -> list:
         """`function` of each shard, in parallel; the `_Failed` of those that fail."""

@@ -6,14 +6,16 @@ The frames are made up: scenes and noise around the mean. Only their mean is rea
 
 import os
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 
 from yt8m import schema
-from yt8m.data.records import Record, decode_record, encode_frame_record, write_records
 from yt8m.data.synthetic import Scenes, deviations, draw_length, draw_scenes
 from yt8m.errors import DataError, UserError
+
+if TYPE_CHECKING:  # frames are made without TensorFlow, which records need
+    from yt8m.data.records import Record
 
 # Standard deviations of scenes and of frames, relative to those of video means.
 _SCENE_WEIGHT, _FRAME_WEIGHT = 0.7, 0.7
@@ -46,6 +48,8 @@ def expand(
         DataError: a file or record that cannot be read, a record of frame level, or
             a mean that no bytes can have. The message names file and record.
     """
+    from yt8m.data.records import write_records
+
     if max_frames < 1:
         raise UserError(f"`max_frames` must be positive, not {max_frames}.")
     if seed < 0:
@@ -71,7 +75,9 @@ def expand(
     return outputs
 
 
-def expand_record(record: Record, max_frames: int, seed: int) -> dict[str, np.ndarray]:
+def expand_record(
+    record: "Record", max_frames: int, seed: int
+) -> dict[str, np.ndarray]:
     """The frames uint8 [T, size] of each float feature of a video-level record.
 
     Raises:
@@ -131,6 +137,10 @@ def _draw_frames(
 
 
 def _expand_records(path: str, max_frames: int, seed: int) -> Iterator[bytes]:
+    import tensorflow as tf
+
+    from yt8m.data.records import decode_record, encode_frame_record
+
     index = 0
     try:
         for serialized in tf.data.TFRecordDataset(path).as_numpy_iterator():

@@ -27,17 +27,15 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from yt8m import schema
-from yt8m.data.records import (
-    SegmentRatings,
-    encode_frame_record,
-    encode_video_record,
-    write_records,
-)
 from yt8m.errors import UserError, near_matches
+
+if TYPE_CHECKING:  # videos are generated without TensorFlow, which records need
+    from yt8m.data.records import SegmentRatings
 
 # Kind -> the fewest frames that can show it.
 KINDS = {
@@ -133,9 +131,18 @@ class SyntheticConfig:
         wrong_labels: expected share of the given labels that are wrong. Against human
             raters the dataset's labels had 14.5 % recall and 78.8 % precision
             (arXiv:1609.08675): missing_labels=0.855, wrong_labels=0.212.
+        implied_labels: probability that a true label makes the class above it in its
+            group true, and that one the next. The classes of a group are a binary
+            tree, the most frequent at its root. What is true by implication alone
+            shows faintly: its evidence is multiplied by a number drawn from [0, 1],
+            its visibility, which is 1 of other labels.
+        hidden_labels: mean share of the true labels that are not given for being
+            overlooked; the last one of a video always is given. A class of
+            visibility v is hidden with the probability hidden_labels * (1/2 + u) *
+            (3/2 - v), at most 1, where u in [0, 1] is a number of the class.
 
-    The features do not depend on the last two: a split written without them holds the
-    truth about the same videos.
+    The features do not depend on `missing_labels`, `wrong_labels` and `hidden_labels`:
+    a split written without them holds the truth about the same videos.
 
     Raises:
         UserError: for values out of range, and for a number of classes that leaves an
@@ -158,6 +165,8 @@ class SyntheticConfig:
     frame_noise: float = 0.4
     missing_labels: float = 0.0
     wrong_labels: float = 0.0
+    implied_labels: float = 0.0
+    hidden_labels: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "kinds", tuple(self.kinds))
@@ -183,6 +192,8 @@ class SyntheticConfig:
             ("frame_noise", 0, math.inf),
             ("missing_labels", 0, 1),
             ("wrong_labels", 0, 0.9),
+            ("implied_labels", 0, 1),
+            ("hidden_labels", 0, 1),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -220,7 +231,7 @@ class SyntheticVideo:
         features: uint8 [T, size] of each feature.
         labels: the classes given in the record, ascending.
         truth: the classes that the frames show, ascending; equal to `labels` unless
-            labels are missing or wrong.
+            labels are missing, hidden or wrong.
         decoys: the classes whose decoys the frames show, ascending.
         shown: for each class of `truth`, bool [T]: the frames with its evidence.
     """
@@ -333,6 +344,8 @@ class _World:
     Attributes:
         kinds: the kind of each class.
         partner: of an ordered class, the other of its pair; else -1.
+        above: the class that a class implies, -1 for the root of a group.
+        overlooked: of each class, what its probability of being hidden grows by.
         directions: unit vectors float32 [C, size] of each feature.
         noise: float32 [N, size] of each feature, from which frames draw.
         scale: `deviations` of each feature.
@@ -357,6 +370,10 @@ class _World:
         self.group = np.arange(classes) // block % groups
         mass = np.bincount(self.group, weights=frequencies)
         self.group_ends = np.cumsum(mass) / np.cumsum(mass)[-1]
+        self.above = np.full(classes, -1)
+        for group in range(groups):
+            members = np.flatnonzero(self.group == group)
+            self.above[members[1:]] = members[(np.arange(1, len(members)) - 1) // 2]
         # A label comes from the group with probability `co_occurrence`, else from all.
         outside = max(1 - config.co_occurrence, 1e-9)
         self.log_frequencies = np.log(frequencies)
@@ -373,6 +390,7 @@ class _World:
             self.directions[name] = np.ascontiguousarray(vectors, np.float32)
             self.noise[name] = rng.standard_normal((_NOISE_ROWS, size), np.float32)
             self.noise[name] *= scale
+        self.overlooked = rng.random(classes)
 
 
 @functools.lru_cache(maxsize=4)
@@ -391,20 +409,22 @@ def generate_video(config: SyntheticConfig, split: str, index: int) -> Synthetic
     shortest = min(KINDS[kind] for kind in config.kinds)
     num_frames = max(shortest, draw_length(rng, config.max_frames))
     truth, decoys = _draw_classes(world, rng, num_frames)
+    visibility = _imply(world, rng, truth, decoys, num_frames)
+    truth = list(visibility)
     evidence = _Evidence(world, rng, num_frames)
     for label in truth:
-        evidence.show(label)
+        evidence.show(label, visibility=visibility[label])
     for label in decoys:
         evidence.show(label, decoy=True)
     features = _render(world, rng, evidence)
-    labels = _corrupt(world, rng, truth)
+    labels = _corrupt(world, rng, visibility)
     shown = {label: evidence.frames_of(label) for label in truth}
     return SyntheticVideo(features, labels, sorted(truth), sorted(decoys), shown)
 
 
 def rate_segments(
     config: SyntheticConfig, split: str, index: int, video: SyntheticVideo
-) -> SegmentRatings:
+) -> "SegmentRatings":
     """What people would say of 4 to 6 segments of `video`, as in the 2019 release.
 
     Starts are multiples of 5, without order; every other segment or so is one that
@@ -417,6 +437,8 @@ def rate_segments(
         config, split, index: those with which `generate_video` made the video.
         video: it.
     """
+    from yt8m.data.records import SegmentRatings
+
     world = _world(config)
     rng = _generator(config.seed, _split_number(split), index, _SEGMENTS_KEY)
     shown = {label: _by_segment(frames) for label, frames in video.shown.items()}
@@ -501,6 +523,29 @@ def _draw_classes(
     return truth, contested[number:]
 
 
+def _imply(
+    world: _World,
+    rng: np.random.Generator,
+    truth: list[int],
+    decoys: list[int],
+    num_frames: int,
+) -> dict[int, float]:
+    """The true labels and the classes they imply: their visibility by class."""
+    visibility = dict.fromkeys(truth, 1.0)
+    if not world.config.implied_labels:
+        return visibility
+    for label in truth:
+        while rng.random() < world.config.implied_labels:
+            label = int(world.above[label])
+            # What contradicts what is shown, or cannot be shown, is not true.
+            if label < 0 or label in decoys or world.partner[label] in visibility:
+                break
+            if world.min_frames[label] > num_frames:
+                break
+            visibility.setdefault(label, rng.random())
+    return visibility
+
+
 class _Evidence:
     """What a video shows: for each feature, classes and their sin(t) in each frame."""
 
@@ -511,9 +556,9 @@ class _Evidence:
         self.classes: dict[str, list[int]] = {name: [] for name in world.scale}
         self.sines: dict[str, list[np.ndarray]] = {name: [] for name in world.scale}
 
-    def show(self, label: int, decoy: bool = False):
+    def show(self, label: int, decoy: bool = False, visibility: float = 1.0):
         """Adds the evidence of class `label`, or of its decoy."""
-        window = self.window
+        window, self.visibility = self.window, visibility
         match self.kinds[label]:
             case "static":
                 self._add("rgb", label, 0, self.num_frames)
@@ -542,6 +587,7 @@ class _Evidence:
         """Evidence along a class's direction in `length` frames from `start` on."""
         low, high = _STRENGTHS[self.kinds[label]]
         strength = self.rng.uniform(low, high) * self.config.strength
+        strength *= self.visibility
         if feature == "audio":
             strength *= _AUDIO_GAIN
         sines = np.zeros(self.num_frames, np.float32)
@@ -631,10 +677,19 @@ def _mix(frames: np.ndarray, directions: np.ndarray, sines: np.ndarray, norm: fl
     frames += (norm * (sines - gain * shadow)) @ basis
 
 
-def _corrupt(world: _World, rng: np.random.Generator, truth: list[int]) -> list[int]:
-    """The labels that are given, ascending: some missing, some wrong."""
-    config = world.config
+def _corrupt(
+    world: _World, rng: np.random.Generator, visibility: dict[int, float]
+) -> list[int]:
+    """The labels that are given, ascending: some missing, hidden or wrong."""
+    config, truth = world.config, list(visibility)
     given = [c for c in truth if rng.random() >= config.missing_labels]
+    if config.hidden_labels and given:
+        seen = np.array([visibility[c] for c in given])
+        chance = config.hidden_labels * (0.5 + world.overlooked[given]) * (1.5 - seen)
+        margin = rng.random(len(given)) - chance
+        # The last one left is the one that was hidden by the least.
+        keep = margin >= min(0.0, margin.max())
+        given = [c for c, kept in zip(given, keep, strict=True) if kept]
     odds = config.wrong_labels / (1 - config.wrong_labels)
     wrong = rng.poisson(len(given) * odds)
     keys = world.log_frequencies + rng.gumbel(size=config.num_classes)
@@ -672,6 +727,8 @@ def write_dataset(
         UserError: an argument out of range, a directory that cannot be written, or
             shards of the split in it that were not made here.
     """
+    from yt8m.data.records import write_records
+
     if level not in ("frame", "video"):
         raise UserError(f"`level` must be frame or video, not {level!r}.")
     if segments and level != "frame":
@@ -709,6 +766,8 @@ def _records(
     level: str,
     segments: bool,
 ) -> Iterator[bytes]:
+    from yt8m.data.records import encode_frame_record, encode_video_record
+
     for place, index in enumerate(videos):
         video = generate_video(config, split, index)
         video_id = _video_id(split, shard, place)

@@ -122,6 +122,60 @@ class BatchNormalization(keras.layers.Layer):
         }
 
 
+@keras.saving.register_keras_serializable(package="yt8m")
+class Centring(keras.layers.Layer):
+    """Subtracts the mean over the training examples, which it estimates on the way.
+
+    The mean is a moving average with the momentum of `BatchNormalization`, in training
+    as otherwise; no gradient goes through it.
+
+    Args:
+        momentum: as that of `BatchNormalization`.
+
+    Call arguments:
+        x: [B, D].
+    """
+
+    def __init__(self, momentum: float = 0.999, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.momentum = momentum
+
+    def build(self, input_shape):
+        def add(name, shape):
+            return self.add_weight(
+                name=name,
+                shape=shape,
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+                aggregation="mean",  # over replicas
+            )
+
+        self.moving_mean = add("moving_mean", (input_shape[-1],))
+        self.steps = add("steps", ())
+        self.built = True
+
+    def call(self, x, training=False):
+        mean = ops.convert_to_tensor(self.moving_mean)
+        if training and self.trainable:
+            rows = ops.cast(ops.shape(x)[0], "float32")
+            sums = ops.sum(ops.cast(x, "float32"), axis=0)
+            warm_up = (1.0 + self.steps) / (10.0 + self.steps)
+            rate = 1.0 - ops.minimum(self.momentum, warm_up)
+            rate = ops.where(ops.greater(rows, 0.0), rate, 0.0)
+            step = rate * (sums / ops.maximum(rows, 1.0) - mean)
+            self.moving_mean.assign_add(step)
+            self.steps.assign_add(1.0)
+            mean = mean + step
+        return ops.cast(x, "float32") - ops.stop_gradient(mean)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "momentum": self.momentum}
+
+
 def set_synchronized(model: keras.Model, synchronized: bool = True) -> None:
     """Says whether a model's batch norms take their statistics over all replicas.
 

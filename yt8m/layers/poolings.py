@@ -10,15 +10,57 @@ from typing import Any
 
 import keras
 
+from yt8m.layers.convolution import ConvolutionPooling
 from yt8m.layers.dbof import DBoF
-from yt8m.layers.netvlad import NetVLAD
-from yt8m.layers.recurrent import LSTM
+from yt8m.layers.fisher_vector import NetFV
+from yt8m.layers.frame_encoding import (
+    AdaptiveNoise,
+    IndirectClustering,
+    PositionEncoding,
+)
+from yt8m.layers.netvlad import NetRVLAD, NetVLAD
+from yt8m.layers.nextvlad import NeXtVLAD
+from yt8m.layers.recurrent import GRU, LSTM
+from yt8m.layers.recurrent_stack import (
+    ContextMemoryLSTM,
+    FastForwardPooling,
+    LinearPooling,
+    RecurrentPooling,
+)
+from yt8m.layers.simple_poolings import (
+    AveragePooling,
+    MaxPooling,
+    SelfWeightedPooling,
+    TopKPooling,
+)
+from yt8m.layers.soft_dbow import SoftDBoW
+from yt8m.layers.statistics import FrameStatistics
+from yt8m.layers.vlad_bow import VladBoW
 from yt8m.registry import create_part
 
 POOLINGS: dict[str, type] = {
+    "adaptive_noise": AdaptiveNoise,
+    "average": AveragePooling,
+    "context_memory_lstm": ContextMemoryLSTM,
     "dbof": DBoF,
+    "fast_forward": FastForwardPooling,
+    "gru": GRU,
+    "indirect_clustering": IndirectClustering,
+    "linear": LinearPooling,
     "lstm": LSTM,
+    "max": MaxPooling,
+    "netfv": NetFV,
+    "netrvlad": NetRVLAD,
     "netvlad": NetVLAD,
+    "nextvlad": NeXtVLAD,
+    "position_encoding": PositionEncoding,
+    "recurrent": RecurrentPooling,
+    "self_weighted": SelfWeightedPooling,
+    "soft_dbow": SoftDBoW,
+    "statistics": FrameStatistics,
+    "temporal_cnn": ConvolutionPooling,
+    "top_k": TopKPooling,
+    "vlad_bow": VladBoW,
 }
 
 

@@ -14,7 +14,11 @@ Sources: Abu-El-Haija et al., "YouTube-8M", 2016, arXiv:1609.08675, section 5.1
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
+
+try:
+    import tensorflow as tf
+except ImportError:  # the other backends of Keras do without
+    tf = None
 
 
 def descending_bits(scores: np.ndarray) -> np.ndarray:
@@ -170,13 +174,9 @@ def rank_top(scores: np.ndarray, labels: np.ndarray, top_k: int) -> TopRanked:
         raise ValueError(f"`top_k` must be positive. Received: top_k={top_k}")
     rows, classes = np.divmod(np.flatnonzero(labels), scores.shape[1])
     num_positives = np.bincount(rows, minlength=len(scores))
-    # On the CPU this is several times faster than NumPy's partition and, as the
-    # order here wants it, puts the lower class first among equal scores.
-    with tf.device("CPU"):
-        top = tf.math.top_k(
-            scores, min(max(top_k, num_positives.max()), scores.shape[1])
-        )
-    indices, values = top.indices.numpy(), top.values.numpy()
+    indices, values = _top(
+        scores, min(max(top_k, num_positives.max()), scores.shape[1])
+    )
     return TopRanked(
         scores=values,
         classes=indices,
@@ -185,6 +185,18 @@ def rank_top(scores: np.ndarray, labels: np.ndarray, top_k: int) -> TopRanked:
         positive_rows=rows,
         positive_classes=classes,
     )
+
+
+def _top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Classes and scores [B, k] of the first k; the lower class first among equals."""
+    if tf is None:
+        indices = np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int32)
+        return indices, np.take_along_axis(scores, indices, axis=1)
+    # On the CPU this is several times faster than NumPy's partition and, as the
+    # order here wants it, puts the lower class first among equal scores.
+    with tf.device("CPU"):
+        top = tf.math.top_k(scores, k)
+    return top.indices.numpy(), top.values.numpy()
 
 
 def _checked(

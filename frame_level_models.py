@@ -11,11 +11,20 @@ from keras import ops
 from yt8m import registry
 from yt8m.config import FrameSelection
 from yt8m.errors import UserError
-from yt8m.layers.attention import frame_weights
+from yt8m.layers.attention import AttentionPooling, StackedAttention, frame_weights
+from yt8m.layers.averaging import mean_probability_logits
 from yt8m.layers.compact_bilinear import CompactBilinear
+from yt8m.layers.convolution import (
+    ConvolutionPooling,
+    FeatureConvolution,
+    TemporalConvolution,
+    TemporalResidualBlock,
+    max_of_pairs,
+)
 from yt8m.layers.dbof import DBoF
 from yt8m.layers.dropout import Dropout
 from yt8m.layers.fisher_vector import NetFV
+from yt8m.layers.frame_combinations import LinearCombinations, SurestFrames
 from yt8m.layers.frame_scores import classify_frames
 from yt8m.layers.gating import ContextGating, SqueezeExcitation
 from yt8m.layers.masking import length_mask, masked_mean
@@ -24,8 +33,8 @@ from yt8m.layers.netvlad import NetRVLAD, NetVLAD
 from yt8m.layers.nextvlad import NeXtVLAD
 from yt8m.layers.normalization import BatchNormalization
 from yt8m.layers.poolings import POOLINGS, create_pooling
-from yt8m.layers.preprocessing import ReverseWhitening, dequantize
-from yt8m.layers.recurrent import LSTM
+from yt8m.layers.preprocessing import ReverseWhitening, dequantize, l2_normalize
+from yt8m.layers.recurrent import LSTM, Bidirectional
 from yt8m.layers.recurrent_stack import (
     FastForwardPooling,
     RecurrentPooling,
@@ -33,7 +42,9 @@ from yt8m.layers.recurrent_stack import (
 )
 from yt8m.layers.soft_dbow import SoftDBoW
 from yt8m.layers.sparse_moe import SparseMixtureOfExperts
+from yt8m.layers.statistics import masked_max
 from yt8m.layers.streams import pool_streams
+from yt8m.layers.transformer import TransformerEncoder
 from yt8m.layers.vlad_bow import VladBoW
 from yt8m.model import FrameLevelModel, PoolingModel
 from yt8m.registry import arguments, register
@@ -1038,6 +1049,647 @@ class FrameSupervisedLstmModel(PoolingModel):
 
     def get_config(self):
         return {**super().get_config(), "layers": self.num_layers}
+
+
+# Convolutions, attention and combinations of frames
+
+
+@register(level="frame", paper="Wang et al. 2017, arXiv:1706.05150")
+class MultiscaleCnnLstmModel(PoolingModel):
+    """Convolutions and an LSTM at several time scales, whose predictions are averaged.
+
+    At each scale [B, T, D] -> convolutions of several widths -> BN -> ReLU -> LSTM ->
+    its memory at the last valid frame -> head; the greater of each two neighbouring
+    frames go on to the next scale. The probability is the mean of the scales'; in
+    training each of them is an auxiliary classifier.
+
+    Args:
+        scales: how many.
+        channels, widths: of the convolutions, one number for each width.
+        cells: of each LSTM.
+        Others as `PoolingModel`; every scale has a head of its own.
+    """
+
+    def __init__(
+        self,
+        scales: int = 4,
+        channels: tuple[int, ...] = (256, 256, 512),
+        widths: tuple[int, ...] = (1, 2, 3),
+        cells: int = 1024,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if scales < 1:
+            raise ValueError(f"`scales` must be positive. Received: scales={scales}")
+        self.scales = scales
+        self.channels = tuple(channels)
+        self.widths = tuple(widths)
+        self.cells = cells
+        policy = self.dtype_policy
+        self.convolutions = [
+            TemporalConvolution(
+                channels, widths, "causal", dtype=policy, name=f"convolution_{i}"
+            )
+            for i in range(scales)
+        ]
+        self.lstms = [
+            LSTM(cells, return_states=True, dtype=policy, name=f"lstm_{i}")
+            for i in range(scales)
+        ]
+
+    def build(self, input_shapes):
+        self.other_classifiers = [
+            type(head).from_config({**head.get_config(), "name": f"head_{i}"})
+            for i, head in enumerate([self._create_classifier()] * (self.scales - 1))
+        ]
+        super().build(input_shapes)  # the last scale's
+
+    def pool(self, frames, mask, training=False):
+        memories = []
+        for convolution, lstm in zip(self.convolutions, self.lstms, strict=True):
+            frames = convolution(frames, mask, training=training)
+            _, _, memory, _ = lstm(frames, mask)
+            memories.append(ops.cast(memory, self.compute_dtype))
+            frames, mask = max_of_pairs(frames, mask)
+        return ops.concatenate(memories, axis=-1)
+
+    def classify(self, frames, mask, training=False):
+        embedding = self.pool(frames, mask, training=training)
+        classifiers = [*self.other_classifiers, self.classifier]
+        outputs = [
+            classifier(memory, training=training)
+            for classifier, memory in zip(
+                classifiers, ops.split(embedding, self.scales, axis=-1), strict=True
+            )
+        ]
+        logits = [each["logits"] for each in outputs]
+        result = {"logits": mean_probability_logits(logits), "embedding": embedding}
+        if training:
+            of_heads = [each.get("auxiliary_logits", []) for each in outputs]
+            result["auxiliary_logits"] = sum(of_heads, logits)
+        return result
+
+
+@register(level="frame", paper="Wang et al. 2017, arXiv:1706.05150")
+class CnnDccModel(PoolingModel):
+    """Convolutions over time, the greatest response of each, and a chain of experts.
+
+    [B, T, D] -> [mean; L2(max over time of convolutions)] -> chain -> logits [B, C].
+
+    Args:
+        channels, widths: of the convolutions, one number for each width.
+        activation: `relu` or None, of the convolutions.
+        add_mean: put the mean of the frames before the responses.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (640, 640, 1280),
+        widths: tuple[int, ...] = (1, 2, 3),
+        activation: str | None = None,
+        add_mean: bool = True,
+        head: str = "chain",
+        **kwargs,
+    ):
+        super().__init__(head=head, **kwargs)
+        self.channels = tuple(channels)
+        self.widths = tuple(widths)
+        self.activation = activation
+        self.add_mean = add_mean
+        self.convolution = ConvolutionPooling(
+            channels, widths, activation, dtype=self.dtype_policy, name="convolution"
+        )
+
+    def pool(self, frames, mask, training=False):
+        pooled = l2_normalize(self.convolution(frames, mask, training=training))
+        if self.add_mean:
+            pooled = ops.concatenate([masked_mean(frames, mask), pooled], axis=-1)
+        return pooled
+
+
+@register(level="frame", paper="Li et al. 2017, arXiv:1707.04555")
+class TemporalCnnModel(PoolingModel):
+    """Residual convolutions over time, a bidirectional LSTM, attention over its states.
+
+    [B, T, D] -> blocks -> LSTM in both directions -> attention [B, H] -> head ->
+    logits [B, C].
+
+    Args:
+        blocks: how many residual blocks, of two convolutions each.
+        channels: number of filters.
+        width: how many frames a filter sees.
+        cells: of the LSTM, in each direction.
+        attention_size: hidden layer of the attention; None takes a linear one.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        blocks: int = 9,
+        channels: int = 1024,
+        width: int = 3,
+        cells: int = 1024,
+        attention_size: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_blocks = blocks
+        self.channels = channels
+        self.width = width
+        self.cells = cells
+        self.attention_size = attention_size
+        policy = self.dtype_policy
+        self.blocks = [
+            TemporalResidualBlock(channels, width, dtype=policy, name=f"block_{i}")
+            for i in range(blocks)
+        ]
+        self.lstm = Bidirectional(
+            "lstm", cells, return_sequences=True, dtype=policy, name="lstm"
+        )
+        self.attention = AttentionPooling(
+            1, attention_size, dtype=policy, name="attention"
+        )
+
+    def pool(self, frames, mask, training=False):
+        for block in self.blocks:
+            frames = block(frames, mask, training=training)
+        frames = self.lstm(frames, mask)
+        return self.attention(frames, mask)
+
+    def get_config(self):
+        return {**super().get_config(), "blocks": self.num_blocks}
+
+
+@register(level="frame", paper="Ostyakov et al. 2018, arXiv:1809.04403, 3")
+class TimeDistributedConvModel(PoolingModel):
+    """Convolutions and max pooling over time, of two streams apart.
+
+    [B, T, D] -> for each stream (convolution -> BN -> ReLU -> greater of each two
+    neighbours) x L -> max over time; joined -> head -> logits [B, C]. The first feature
+    is one stream; all others together are the second.
+
+    Args:
+        channels: number of filters of each layer of the first stream.
+        audio_channels: of the second stream; None takes a quarter, at least 1.
+        width: how many frames a filter sees.
+        dropout: of the joined vector.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (512, 512, 1024),
+        audio_channels: tuple[int, ...] | None = None,
+        width: int = 3,
+        dropout: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.channels = tuple(channels)
+        self.audio_channels = audio_channels and tuple(audio_channels)
+        self.width = width
+        self.dropout = dropout
+        if audio_channels is None:
+            audio_channels = [max(count // 4, 1) for count in channels]
+        streams = [channels, audio_channels][: len(self.features)]
+        self.stacks = [
+            [
+                TemporalConvolution(
+                    count, width, dtype=self.dtype_policy, name=f"stream_{i}_layer_{j}"
+                )
+                for j, count in enumerate(stream)
+            ]
+            for i, stream in enumerate(streams)
+        ]
+        self.drop = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def pool(self, frames, mask, training=False):
+        first, *_ = self.features.values()
+        pooled = []
+        for x, stack in zip(
+            [frames[..., :first], frames[..., first:]], self.stacks, strict=False
+        ):
+            valid = mask
+            for convolution in stack:
+                x = convolution(x, valid, training=training)
+                x, valid = max_of_pairs(x, valid)
+            pooled.append(masked_max(ops.cast(x, "float32"), valid))
+        pooled = ops.cast(ops.concatenate(pooled, axis=-1), self.compute_dtype)
+        return self.drop(pooled, training=training)
+
+
+@register(level="frame", paper="Huang, YouTube-8M Video Understanding, Stanford, 2")
+class SpatioTemporalCnnModel(PoolingModel):
+    """Convolutions over the features of each frame, then over the frames.
+
+    [B, T, D] -> convolutions along D -> [B, T, D] -> convolutions along T -> mean over
+    the frames -> head -> logits [B, C].
+
+    Args:
+        layers: of either kind.
+        feature_channels: filters along the features.
+        feature_width: how many features they see.
+        channels: filters along the frames.
+        width: how many frames they see.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        layers: int = 3,
+        feature_channels: int = 8,
+        feature_width: int = 3,
+        channels: int = 1024,
+        width: int = 3,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_layers = layers
+        self.feature_channels = feature_channels
+        self.feature_width = feature_width
+        self.channels = channels
+        self.width = width
+        policy = self.dtype_policy
+        self.spatial = FeatureConvolution(
+            layers, feature_channels, feature_width, dtype=policy, name="spatial"
+        )
+        self.temporal = [
+            TemporalConvolution(
+                channels,
+                width,
+                add_batch_norm=False,
+                dtype=policy,
+                name=f"temporal_{i}",
+            )
+            for i in range(layers)
+        ]
+
+    def pool(self, frames, mask, training=False):
+        frames = frames * frames.shape[-1] ** 0.5  # of norm 1: values around 1
+        frames = self.spatial(frames)
+        for convolution in self.temporal:
+            frames = convolution(frames, mask, training=training)
+        return masked_mean(frames, mask)
+
+    def get_config(self):
+        return {**super().get_config(), "layers": self.num_layers}
+
+
+@register(level="frame", paper="Ostyakov et al. 2018, arXiv:1809.04403, 3")
+class AttentionNetModel(PoolingModel):
+    """Stacked attention: every layer tells each frame what it saw in the whole video.
+
+    [B, T, D] -> stacked attention -> mean over frames [B, H] -> head -> logits [B, C].
+
+    Args:
+        layers: how many.
+        units: H, of each layer.
+        dropout: of the frames' mean.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self, layers: int = 3, units: int = 1024, dropout: float = 0.0, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.num_layers = layers
+        self.units = units
+        self.dropout = dropout
+        self.attention = StackedAttention(
+            layers, units, dtype=self.dtype_policy, name="attention"
+        )
+        self.drop = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def pool(self, frames, mask, training=False):
+        frames = frames * frames.shape[-1] ** 0.5  # of norm 1: values around 1
+        return self.drop(self.attention(frames, mask), training=training)
+
+    def get_config(self):
+        return {**super().get_config(), "layers": self.num_layers}
+
+
+@register(level="frame", paper="Long et al. 2018, arXiv:1711.09550")
+class AttentionClusterModel(PoolingModel):
+    """Clusters of attentions with the shifting operation, of two streams apart.
+
+    [B, T, D] -> attention cluster of each stream -> joined -> dropout -> dense H ->
+    ReLU -> head -> logits [B, C]. The first feature is one stream; all others together
+    are the second.
+
+    Args:
+        attentions: of each stream.
+        attention_size: hidden layer of the attentions; None takes linear ones.
+        shift: the shifting operation.
+        hidden_size: H.
+        dropout: before the dense layer.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        attentions: int = 32,
+        attention_size: int | None = None,
+        shift: bool = True,
+        hidden_size: int = 2048,
+        dropout: float = 0.5,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.attentions = attentions
+        self.attention_size = attention_size
+        self.shift = shift
+        self.hidden_size = hidden_size
+        self.dropout = dropout
+        policy = self.dtype_policy
+        self.clusters = [
+            AttentionPooling(
+                attentions,
+                attention_size,
+                shift=shift,
+                dtype=policy,
+                name=f"cluster_{i}",
+            )
+            for i in range(min(len(self.features), 2))
+        ]
+        self.drop = Dropout(dropout, dtype=policy, name="dropout")
+        self.hidden = keras.layers.Dense(
+            hidden_size,
+            activation="relu",
+            # Shifted vectors have norm 1, which Glorot's variance would lose.
+            kernel_initializer=keras.initializers.RandomNormal(stddev=1.0)
+            if shift
+            else "glorot_uniform",
+            dtype=policy,
+            name="hidden",
+        )
+
+    def pool(self, frames, mask, training=False):
+        first, *_ = self.features.values()
+        streams = [frames[..., :first], frames[..., first:]]
+        pooled = [
+            cluster(stream * stream.shape[-1] ** 0.5, mask)
+            for cluster, stream in zip(self.clusters, streams, strict=False)
+        ]
+        joined = self.drop(ops.concatenate(pooled, axis=-1), training=training)
+        return self.hidden(joined)
+
+
+@register(level="frame", paper="Ilse, Tomczak, Welling 2018, arXiv:1802.04712")
+class MultiAttentionModel(PoolingModel):
+    """Several gated attentions over the frames, each a bag of instances.
+
+    [B, T, D] -> dense H -> ReLU -> gated attentions -> combined -> dropout -> head ->
+    logits [B, C].
+
+    Args:
+        attentions: how many.
+        attention_size: hidden layer of the attentions.
+        gated: multiply that layer by gates.
+        combination: of the attended vectors: `concat`, `max` or `mean`.
+        hidden_size: H; None takes the frames as they are.
+        dropout: of the combined vector.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        attentions: int = 8,
+        attention_size: int = 128,
+        gated: bool = True,
+        combination: str = "concat",
+        hidden_size: int | None = 512,
+        dropout: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.attentions = attentions
+        self.attention_size = attention_size
+        self.gated = gated
+        self.combination = combination
+        self.hidden_size = hidden_size
+        self.dropout = dropout
+        policy = self.dtype_policy
+        if hidden_size:
+            self.hidden = keras.layers.Dense(
+                hidden_size,
+                activation="relu",
+                # Frames have norm 1, which Glorot's variance would lose.
+                kernel_initializer=keras.initializers.RandomNormal(stddev=1.0),
+                dtype=policy,
+                name="hidden",
+            )
+        self.attention = AttentionPooling(
+            attentions,
+            attention_size,
+            gated=gated,
+            combination=combination,
+            dtype=policy,
+            name="attention",
+        )
+        self.drop = Dropout(dropout, dtype=policy, name="dropout")
+
+    def pool(self, frames, mask, training=False):
+        if self.hidden_size:
+            frames = self.hidden(frames)
+        return self.drop(self.attention(frames, mask), training=training)
+
+
+@register(level="frame", paper="Vaswani et al. 2017, arXiv:1706.03762")
+class TransformerModel(PoolingModel):
+    """A transformer encoder over the frames that attends to valid frames alone.
+
+    [B, T, D] -> encoder blocks -> pooled to [B, D] -> head -> logits [B, C].
+
+    Args:
+        layers: how many blocks.
+        heads: of the attention of each.
+        ffn_size: size of the inner dense layer of each.
+        dropout: of attention weights and of what the blocks add.
+        activation: of the inner layer, `gelu` or `relu`.
+        position: code of the positions, `none`, `learned` or `sinusoidal`.
+        pooling: over the frames, `mean`, `first` or `attention`.
+        max_frames: positions with a code, if they are learned.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        layers: int = 2,
+        heads: int = 8,
+        ffn_size: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "gelu",
+        position: str = "none",
+        pooling: str = "mean",
+        max_frames: int = 300,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_layers = layers
+        self.heads = heads
+        self.ffn_size = ffn_size
+        self.dropout = dropout
+        self.activation = activation
+        self.position = position
+        self.pooling = pooling
+        self.max_frames = max_frames
+        self.encoder = TransformerEncoder(
+            layers,
+            heads,
+            ffn_size,
+            dropout,
+            activation,
+            position,
+            pooling,
+            max_frames,
+            dtype=self.dtype_policy,
+            name="encoder",
+        )
+
+    def pool(self, frames, mask, training=False):
+        return self.encoder(frames, mask, training=training)
+
+    def get_config(self):
+        return {**super().get_config(), "layers": self.num_layers}
+
+
+@register(level="frame", paper="Ostyakov et al. 2018, arXiv:1809.04403, 2")
+class LinearCombinationsModel(PoolingModel):
+    """Sums of the frames, with learned weights that belong to their positions.
+
+    [B, T, D] -> K sums [B, K D] -> head -> logits [B, C].
+
+    Args:
+        combinations: K.
+        max_frames: positions with a weight; frames beyond them are left out.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(self, combinations: int = 5, max_frames: int = 300, **kwargs):
+        super().__init__(**kwargs)
+        self.combinations = combinations
+        self.max_frames = max_frames
+        self.sums = LinearCombinations(
+            combinations, max_frames, dtype=self.dtype_policy, name="sums"
+        )
+
+    def pool(self, frames, mask, training=False):
+        return self.sums(frames, mask)
+
+
+@register(level="frame", paper="Ostyakov et al. 2018, arXiv:1809.04403, 3")
+class TimeDistributedDenseMaxModel(PoolingModel):
+    """One dense layer for all frames, and the maximum of each of its values over them.
+
+    [B, T, D] -> dense H -> ReLU -> max over frames [B, H] -> head -> logits [B, C].
+
+    Args:
+        hidden_size: H.
+        dropout: of the maxima.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 2048,
+        dropout: float = 0.0,
+        head: str = "logistic",
+        **kwargs,
+    ):
+        super().__init__(head=head, **kwargs)
+        self.hidden_size = hidden_size
+        self.dropout = dropout
+        self.dense = DBoF(
+            hidden_size,
+            activation="relu",
+            add_batch_norm=False,
+            dtype=self.dtype_policy,
+            name="dense",
+        )
+        self.drop = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def pool(self, frames, mask, training=False):
+        frames = frames * frames.shape[-1] ** 0.5  # of norm 1: values around 1
+        return self.drop(self.dense(frames, mask), training=training)
+
+
+@register(level="frame", paper="Ostyakov et al. 2018, arXiv:1809.04403, 3")
+class TimeDistributedDenseSortingModel(PoolingModel):
+    """A residual network for each frame, and dense layers on its surest results.
+
+    For each frame and stream dense S -> BN -> ReLU -> residual block; joined ->
+    residual block -> dense P -> BN -> ReLU. Of the frames the N of highest confidence,
+    in that order -> [B, N P] -> two dense layers H with ReLU -> head -> logits [B, C].
+    The first feature is one stream; all others together are the second.
+
+    Args:
+        inner_size: S.
+        blocks: residual blocks of each stream, and of both joined.
+        frame_size: P, of what is kept of a frame.
+        count: N.
+        hidden_size: H.
+        dropout: of what is kept of the frames, and after the first dense layer.
+        Others as `PoolingModel`.
+    """
+
+    def __init__(
+        self,
+        inner_size: int = 1024,
+        blocks: int = 1,
+        frame_size: int = 256,
+        count: int = 10,
+        hidden_size: int = 2048,
+        dropout: float = 0.5,
+        head: str = "logistic",
+        **kwargs,
+    ):
+        super().__init__(head=head, **kwargs)
+        self.inner_size = inner_size
+        self.blocks = blocks
+        self.frame_size = frame_size
+        self.count = count
+        self.hidden_size = hidden_size
+        self.dropout = dropout
+        policy = self.dtype_policy
+
+        def stack(name, size):  # of width 1: every frame by itself
+            first = TemporalConvolution(size, 1, dtype=policy, name=f"{name}_in")
+            return [first] + [
+                TemporalResidualBlock(size, 1, dtype=policy, name=f"{name}_block_{i}")
+                for i in range(blocks)
+            ]
+
+        count_streams = min(len(self.features), 2)
+        self.streams = [stack(f"stream_{i}", inner_size) for i in range(count_streams)]
+        _, *self.joint = stack("joint", count_streams * inner_size)
+        self.end = TemporalConvolution(frame_size, 1, dtype=policy, name="end")
+        self.surest = SurestFrames(count, dtype=policy, name="surest")
+        self.drop = Dropout(dropout, dtype=policy, name="dropout")
+        self.hidden = [
+            keras.layers.Dense(
+                hidden_size, activation="relu", dtype=policy, name=f"hidden_{i}"
+            )
+            for i in range(2)
+        ]
+
+    def pool(self, frames, mask, training=False):
+        first, *_ = self.features.values()
+        frames = frames * frames.shape[-1] ** 0.5  # of norm 1: values around 1
+        results = []
+        for x, stack in zip(
+            [frames[..., :first], frames[..., first:]], self.streams, strict=False
+        ):
+            for layer in stack:
+                x = layer(x, mask, training=training)
+            results.append(x)
+        x = ops.concatenate(results, axis=-1)
+        for layer in [*self.joint, self.end]:
+            x = layer(x, mask, training=training)
+        x = self.surest(x, mask)
+        for hidden in self.hidden:
+            x = hidden(self.drop(x, training=training))
+        return x
 
 
 # Four components, sparse experts, frames one by one

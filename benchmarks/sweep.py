@@ -170,11 +170,13 @@ class Material:
 
     def with_files(self, args: dict[str, Any], data: DataConfig) -> dict[str, Any]:
         """The arguments with files of our own, for those that `FILES` knows."""
+        # The head `mlp` has a normalisation of that name, which is no file.
+        files = {n for n in FILES if n != "normalization" or data.level == "video"}
         found = {}
         for name, value in args.items():
             if isinstance(value, dict):
                 found[name] = self.with_files(value, data)
-            elif isinstance(value, str) and name in FILES:
+            elif isinstance(value, str) and name in files:
                 path = self.folder / f"{name}-{data.level}-{len(data.features)}"
                 found[name] = str(FILES[name](self, data, path))
             else:

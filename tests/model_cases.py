@@ -343,6 +343,158 @@ GIVEN.update(
 SEES_ORDER.update({"LstmMoeModel", "ManyToManyModel"})
 
 
+# Convolutions, attention and combinations of frames
+
+SMALL.update(
+    {
+        "MultiscaleCnnLstmModel": {
+            "scales": 2,
+            "channels": (3, 4, 5),
+            "cells": 5,
+        },
+        "CnnDccModel": {"channels": (4, 4, 6)},
+        "TemporalCnnModel": {"blocks": 2, "channels": 8, "cells": 4},
+        "TimeDistributedConvModel": {"channels": (6, 8)},
+        "SpatioTemporalCnnModel": {"feature_channels": 4, "channels": 8},
+        "AttentionNetModel": {"layers": 2, "units": 8},
+        "AttentionClusterModel": {"attentions": 4, "hidden_size": 8, "dropout": 0.0},
+        "MultiAttentionModel": {
+            "attentions": 4,
+            "attention_size": 6,
+            "hidden_size": 6,
+        },
+        "TransformerModel": {
+            "heads": 4,
+            "ffn_size": 16,
+            "dropout": 0.0,
+            "max_frames": 9,
+        },
+        "LinearCombinationsModel": {"combinations": 3, "max_frames": 9},
+        "TimeDistributedDenseMaxModel": {"hidden_size": 12},
+        "TimeDistributedDenseSortingModel": {
+            "inner_size": 6,
+            "blocks": 1,
+            "count": 3,
+            "frame_size": 6,
+            "hidden_size": 8,
+            "dropout": 0.0,
+        },
+    }
+)
+
+OPTIONS.update(
+    {
+        "MultiscaleCnnLstmModel": {
+            "scales": 3,
+            "channels": (4, 4, 5),
+            "widths": (1, 2, 4),
+            "cells": 6,
+            **POOLING_OPTIONS,
+        },
+        "CnnDccModel": {
+            "channels": (5, 4, 6),
+            "widths": (1, 2, 4),
+            "activation": "relu",
+            "add_mean": False,
+            **POOLING_OPTIONS,
+        },
+        "TemporalCnnModel": {
+            "blocks": 1,
+            "channels": 9,
+            "width": 2,
+            "cells": 5,
+            "attention_size": 3,
+            **POOLING_OPTIONS,
+        },
+        "TimeDistributedConvModel": {
+            "channels": (6, 9),
+            "audio_channels": (3, 3),
+            "width": 2,
+            "dropout": 0.5,
+            **POOLING_OPTIONS,
+        },
+        "SpatioTemporalCnnModel": {
+            "layers": 2,
+            "feature_channels": 3,
+            "feature_width": 2,
+            "channels": 9,
+            "width": 2,
+            **POOLING_OPTIONS,
+        },
+        "AttentionNetModel": {
+            "layers": 1,
+            "units": 9,
+            "dropout": 0.5,
+            **POOLING_OPTIONS,
+        },
+        "AttentionClusterModel": {
+            "attentions": 5,
+            "attention_size": 3,
+            "shift": False,
+            "hidden_size": 9,
+            "dropout": 0.5,
+            **POOLING_OPTIONS,
+        },
+        "MultiAttentionModel": {
+            "attentions": 5,
+            "attention_size": 7,
+            "gated": False,
+            "combination": "mean",
+            "hidden_size": None,
+            "dropout": 0.5,
+            **POOLING_OPTIONS,
+        },
+        "TransformerModel": {
+            "layers": 1,
+            "heads": 2,
+            "ffn_size": 12,
+            "dropout": 0.5,
+            "activation": "relu",
+            "position": "sinusoidal",
+            "pooling": "first",
+            "max_frames": 4,
+            **POOLING_OPTIONS,
+        },
+        "LinearCombinationsModel": {
+            "combinations": 2,
+            "max_frames": 4,
+            **POOLING_OPTIONS,
+        },
+        "TimeDistributedDenseMaxModel": {
+            "hidden_size": 9,
+            "dropout": 0.5,
+            **POOLING_OPTIONS,
+            "head": "moe",
+        },
+        "TimeDistributedDenseSortingModel": {
+            "inner_size": 9,
+            "blocks": 2,
+            "frame_size": 5,
+            "count": 2,
+            "hidden_size": 9,
+            "dropout": 0.5,
+            **POOLING_OPTIONS,
+            "head": "moe",
+        },
+    }
+)
+
+GIVEN.update(
+    {
+        ("TransformerModel", "max_frames"): {"position": "learned"},
+        ("TransformerModel", "pooling"): {"position": "none"},
+    }
+)
+
+SEES_ORDER |= {
+    "MultiscaleCnnLstmModel",
+    "CnnDccModel",
+    "TemporalCnnModel",
+    "TimeDistributedConvModel",
+    "SpatioTemporalCnnModel",
+    "LinearCombinationsModel",
+}
+
 # Video level
 
 _VIDEO_OPTIONS = {

@@ -442,7 +442,7 @@ def test_bars_are_met_or_missed_by_the_means_over_seeds():
     assert "+0.400, met" in lines["- AP of brief classes, max over average pooling"]
     attention = lines["- AP of brief classes, attention over average pooling"]
     assert "not measured" in attention
-    joint = lines["- AP of joint classes, both features over the better one alone"]
+    joint = lines["- AP of joint classes, two streams over the better one alone"]
     assert "+0.250, met" in joint
     assert "not measured" in text.splitlines()[-1]
     table = tables.kinds_table(found).splitlines()

@@ -59,7 +59,7 @@ def test_feature_lists_that_do_not_fit_are_refused(names, sizes, named):
         ("train", ["--modle=x"], 2, "model"),
         ("train", ["--batch_size=many"], 2, "batch_size"),
         ("train", ["stray"], 1, "'stray' is not a flag"),
-        ("train", ["--model=NetVLADModle"], 1, "Did you mean NetVLADModel?"),
+        ("train", ["--model=NetVLADModle"], 1, "Did you mean NetVLADModel"),
         ("train", ["--recipe=willow_netvald"], 1, "Did you mean willow_netvlad"),
         ("train", [], 1, "--train_data_pattern"),
         ("eval", [], 1, "--eval_data_pattern"),

@@ -49,6 +49,15 @@ def test_frames_that_only_one_video_has_stay_as_they_are():
         np.testing.assert_array_equal(mixed["rgb"][video, 1:3], x[1, 1:3])
 
 
+def test_the_number_of_frames_may_be_a_feature_of_videos():
+    batch = {"num_frames": tf.constant([[10.0], [20.0]]), "labels": tf.eye(2)}
+    mixed = mix(batch, 0.4, SEED)
+    share = mixed["labels"].numpy().diagonal()
+    np.testing.assert_allclose(
+        mixed["num_frames"][:, 0], share * [10, 20] + (1 - share) * [20, 10], rtol=1e-6
+    )
+
+
 def test_equal_seeds_draw_equal_shares():
     batch = {"labels": tf.constant(np.eye(6), tf.float32)}
     first, again = mix(batch, 0.4, SEED), mix(batch, 0.4, SEED)

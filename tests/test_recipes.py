@@ -233,7 +233,7 @@ def test_the_page_of_models_is_written_to_a_file(tmp_path):
     assert main.run("models", ["--format=markdown", f"--output_file={path}"]) == 0
     text = path.read_text()
     entry = text[text.index("### LogisticModel") : text.index("### MoeModel")]
-    assert "[B, D] -> dense C -> logits [B, C]." in entry
+    assert "[B, D] -> L2 -> dense C -> logits [B, C]." in entry
     assert "| `l2_penalty` | `1e-08` | the loss gets" in entry
     assert "Abu-El-Haija" in entry and "`starter_logistic`" in entry
     assert "parameters; " in entry and "FLOPs a video" in entry

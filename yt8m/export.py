@@ -280,10 +280,10 @@ def _input_specs(model: YT8MModel, data: DataConfig) -> dict[str, tf.TensorSpec]
     """The inputs in the types in which the reader gives them."""
     specs = {}
     for name in model.input_names:
-        if name == "num_frames":
-            specs[name] = tf.TensorSpec([None], tf.int32, name)
-        elif data.level == "video":
+        if data.level == "video":  # where `num_frames` may be a feature
             specs[name] = tf.TensorSpec([None, data.features[name]], tf.float32, name)
+        elif name == "num_frames":
+            specs[name] = tf.TensorSpec([None], tf.int32, name)
         else:
             dtype = tf.float32 if name in data.float_features else tf.uint8
             specs[name] = tf.TensorSpec([None, None, data.features[name]], dtype, name)

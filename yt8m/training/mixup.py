@@ -39,8 +39,10 @@ def mix(batch: dict[str, tf.Tensor], alpha: float, seed: Any) -> dict[str, tf.Te
 
     mixed = dict(batch)
     lengths = batch.get("num_frames")
+    if lengths is not None and lengths.shape.rank != 1:
+        lengths = None  # a feature of videos, of that name
     for name, x in batch.items():
-        if name == "num_frames":
+        if name == "num_frames" and lengths is not None:
             mixed[name] = tf.maximum(x, other(x))
         elif name == "labels":
             x = tf.cast(x, tf.float32)

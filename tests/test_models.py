@@ -25,6 +25,7 @@ from yt8m.errors import UserError
 from yt8m.layers.classifiers import HEADS
 from yt8m.layers.heads import LogisticHead, MoEHead
 from yt8m.layers.preprocessing import dequantize
+from yt8m.metrics import gap
 from yt8m.model import FrameLevelModel, PoolingModel, VideoLevelModel
 
 C = NUM_CLASSES
@@ -129,26 +130,51 @@ def test_every_trainable_weight_learns(name):
     _assert_all_learn(model, gradients)
 
 
+def make_videos(name, count=32):
+    """Learnable videos of 1 to T frames, and their labels, one or two of C classes."""
+    rng = np.random.default_rng(0)
+    labels = np.eye(C)[rng.integers(0, C, (count, 2))].max(axis=1).astype("float32")
+    features = FEATURES[registry.get(name).level]
+    scenes = {k: rng.normal(size=(C, size)) for k, size in features.items()}
+    lengths = rng.integers(1, T + 1, count)
+    batch = {}
+    for k, size in features.items():
+        means = labels @ scenes[k]
+        if registry.get(name).level == "video":
+            batch[k] = tf.constant(
+                means + rng.normal(size=(count, size)) / 4, "float32"
+            )
+        else:
+            frames = means[:, None] + rng.normal(size=(count, T, size)) / 4
+            batch[k] = tf.constant(np.clip(128 + 30 * frames, 0, 255), tf.uint8)
+            batch["num_frames"] = tf.constant(lengths, tf.int32)
+    return batch, labels
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_few_videos_are_learned_by_heart(name):
-    model, batch = make_model(name), make_batch(name)
-    labels = np.random.default_rng(2).integers(0, 2, size=(len(LENGTHS), C))
-    optimizer = keras.optimizers.Adam(0.1)
+def test_32_videos_are_learned_by_heart(name):
+    model, (batch, labels) = make_model(name), make_videos(name)
+    optimizer = keras.optimizers.Adam(0.03)
     optimizer.build(model.trainable_variables)
 
     @tf.function
     def step():
         with tf.GradientTape() as tape:
             outputs = model(batch, training=True)
-            loss = tf.reduce_mean(losses.cross_entropy(labels, outputs))
+            loss = tf.reduce_mean(
+                losses.objective(losses.cross_entropy, labels, outputs)
+            )
         values = [v.value for v in model.trainable_variables]
-        optimizer.apply(tape.gradient(loss, values), model.trainable_variables)
-        return loss
+        gradients = tape.gradient(loss, values)
+        gradients = [
+            tf.zeros_like(v) if g is None else g
+            for g, v in zip(gradients, values, strict=True)
+        ]
+        optimizer.apply(gradients, model.trainable_variables)
 
-    first = float(step())
-    for _ in range(120):
-        last = float(step())
-    assert last < 0.1 * first
+    for _ in range(200):
+        step()
+    assert gap(np.asarray(model(batch)["logits"]), labels) > 0.95
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -177,6 +177,35 @@ def test_mixup_trains_on_blends_that_the_step_and_the_seed_decide():
     np.testing.assert_array_equal(at_once.labels, plain.labels)
 
 
+DROPOUT = {"hidden_sizes": (8,), "dropout": 0.5}
+
+
+def test_a_resumed_run_drops_what_it_would_have_dropped():
+    reader, settings = FixedReader(*arrays(4 * BATCH)), training()
+    _, whole = weights_after(make_steps(settings, "MlpModel", **DROPOUT), reader, 4)
+    first = make_steps(settings, "MlpModel", **DROPOUT)
+    weights_after(first, reader, 2)
+    resumed = make_steps(settings, "MlpModel", **DROPOUT)
+    for ours, theirs in zip(
+        resumed.model.variables, first.model.variables, strict=True
+    ):
+        ours.assign(theirs)
+    resumed.run(resumed.iterate(reader, 2), 2)
+    for ours, theirs in zip(whole, resumed.model.variables, strict=True):
+        np.testing.assert_array_equal(ours, theirs.numpy())
+
+
+def test_replicas_train_models_with_dropout():
+    devices = tf.config.list_logical_devices("CPU")[:2]
+    strategy = tf.distribute.MirroredStrategy([d.name for d in devices])
+    steps = make_steps(training(), "MlpModel", strategy, **DROPOUT)
+    outcome, _ = weights_after(steps, FixedReader(*arrays(3 * BATCH)), 3)
+    assert np.isfinite(outcome.loss) and outcome.bad_step is None
+    (state,) = (v for v in steps.model.variables if "seed" in v.path)
+    values = [x.numpy()[1] for x in strategy.experimental_local_results(state.value)]
+    assert values == [3, 3]
+
+
 @pytest.mark.parametrize("bad_batch", [0, 1, 3])
 def test_the_first_step_that_is_not_finite_is_named(bad_batch):
     features, labels = arrays(4 * BATCH)

@@ -274,9 +274,9 @@ def _video(
 REAL_BASELINE = "starter_moe"
 REAL_ROWS = {
     # The recipe: its learning rate first falls after 4 million videos.
-    REAL_BASELINE: _video("MoeModel", 0.01, 1024, "constant", 240, num_mixtures=2),
+    REAL_BASELINE: _video("MoeModel", 0.01, 1024, "constant", 130, num_mixtures=2),
     "MoeModel (batch 128)": _video("MoeModel", 0.01, 128, "constant", num_mixtures=2),
-    "CentredMoeModel": _video("CentredMoeModel", 0.005, 128, "constant", 60),
+    "CentredMoeModel": _video("CentredMoeModel", 0.005, 128, "constant", 50),
     "LogisticModel": _video("LogisticModel", 0.01),
     "ResNetLikeModel": _video("ResNetLikeModel", 0.0005, inner_size=1024),
     "DeepCombineChainModel": _video(

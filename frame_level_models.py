@@ -467,8 +467,8 @@ class NeXtVLADModel(PoolingModel):
     def _say_that_frames_are_normalised() -> None:
         log.info(
             "NeXtVLADModel normalises each frame to length 1. Its authors undo "
-            "the whitening of rgb: for that give --model_args=pca_eigenvalues=FILE, "
-            "the eigenvalues of the features' PCA (eigenvals.npy of yt8m_pca)."
+            "the whitening of rgb: for that give --pca_eigenvalues=FILE, the "
+            "eigenvalues of the features' PCA (eigenvals.npy of yt8m_pca)."
         )
 
     def preprocess(self, inputs):

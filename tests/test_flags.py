@@ -150,3 +150,15 @@ def test_no_command_imports_tensorflow_before_its_start_up_notes_are_hidden():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    code = (
+        "from yt8m.cli.main import main; import sys; sys.argv[1:] = ['recipes']; main()"
+    )
+    command = f'{sys.executable} -c "{code}" | head -c 10'
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert len(done.stdout) == 10

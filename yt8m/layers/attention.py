@@ -26,8 +26,9 @@ def masked_softmax(logits: Any, mask: Any, axis: int = -1) -> Any:
     logits = ops.where(mask, ops.cast(logits, "float32"), lowest)
     highest = ops.max(logits, axis=axis, keepdims=True, initial=lowest)
     shares = ops.where(mask, ops.exp(logits - ops.stop_gradient(highest)), 0.0)
-    # Where anything counts, the highest adds 1 to the sum.
-    return shares / ops.maximum(ops.sum(shares, axis=axis, keepdims=True), 1.0)
+    total = ops.sum(shares, axis=axis, keepdims=True)
+    # Not a maximum with 1: a single entry sums to 1, where its slope would be halved.
+    return shares / ops.where(ops.greater(total, 0.0), total, 1.0)
 
 
 def frame_weights(scores: Any, mask: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from model_cases import SMALL
 from yt8m import __version__, runs
 from yt8m.config import (
     DataConfig,
@@ -28,7 +29,6 @@ from yt8m.runs import Run
 CLASSES = 7
 FRAME_FEATURES = {"rgb": 16, "audio": 4}
 VIDEO_FEATURES = {"mean_rgb": 16, "mean_audio": 4}
-ARGS = {"NetVLADModel": {"clusters": 4, "hidden_size": 8}}
 MODELS = [
     ("NetVLADModel", "float32"),
     ("NetVLADModel", "bfloat16"),
@@ -50,7 +50,7 @@ def make_run(directory, name, precision="float32", frames=None, module=None) -> 
         frames=frames or FrameSelection(),
     )
     config = RunConfig(
-        ModelConfig(name, ARGS.get(name, {}), module),
+        ModelConfig(name, SMALL.get(name, {}), module),
         data,
         TrainingConfig("none*.tfrecord", precision=precision),
     )

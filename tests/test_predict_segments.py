@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from test_export import ARGS, CLASSES, FRAME_FEATURES, make_run
+from test_export import CLASSES, FRAME_FEATURES, make_run
 from yt8m import runs
 from yt8m.cli import main
 from yt8m.config import FrameSelection
@@ -35,11 +35,6 @@ from yt8m.registry import get
 SHARDS = ((7, 0, 5), (1,), (13, 6, 0, 12, 4))
 MAX_FRAMES = 13
 WANTED = np.array([1, 2, 5])
-SMALL = {
-    **ARGS,
-    "DbofModel": {"clusters": 8, "hidden_size": 6},
-    "LstmModel": {"cells": 5, "layers": 2},
-}
 
 
 def make_videos() -> dict[str, dict[str, np.ndarray]]:
@@ -89,12 +84,6 @@ def make_segment_run(directory, name, frames=None):
     runs.write_config(str(directory), dataclasses.replace(run.config, data=data))
     runs.Checkpoints(str(directory)).save({"model": run.model}, 6, 60, 10)
     return runs.load_run(str(directory))
-
-
-@pytest.fixture(autouse=True)
-def small_models(monkeypatch):
-    for name, arguments in SMALL.items():
-        monkeypatch.setitem(ARGS, name, arguments)
 
 
 def silent() -> Progress:

@@ -189,7 +189,8 @@ def _predict(flags: shared.FlagValues) -> int:
     data, options = shared.evaluated_data(
         flags, dataclasses.replace(data, segments=False)
     )
-    most_frames = data.frames.count  # of a segment; none is skipped in it
+    # Of a segment; none is skipped in it.
+    most_frames = data.frames.evaluated().count
     if flags.segment_labels:
         if data.level != "frame":
             raise UserError(

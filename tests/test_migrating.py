@@ -211,7 +211,7 @@ def test_repeated_flags_are_checked_against_the_run(shards, tmp_path, capsys):
         ("--model=MoeModel", "model=LogisticModel, not model=MoeModel"),
         ("--feature_names=mean_audio", "features="),
         ("--model_args=l2_penalty=1", "l2_penalty=1e-08, not l2_penalty=1"),
-        ("--moe_num_mixtures=2", "no argument num_mixtures, not num_mixtures=2"),
+        ("--moe_num_mixtures=2", "num_mixtures=None, not num_mixtures=2"),
         ("--num_classes=7", "num_classes=3862, not num_classes=7"),
     ):
         assert main.run("eval", [*score, flag]) == 1

@@ -108,8 +108,8 @@ def _signature(model: YT8MModel, frames: int) -> dict[str, tf.TensorSpec]:
 
 def _operations(graph: tf.Graph, output: tf.Tensor) -> int:
     definition = graph.as_graph_def(add_shapes=True)
-    library = {f.signature.name: f for f in definition.library.function}
-    return _Body(definition.node, [output.name], library).operations()
+    functions = {f.signature.name: f for f in definition.library.function}
+    return _Body(definition.node, [output.name], functions).operations()
 
 
 class _Body:
@@ -118,14 +118,14 @@ class _Body:
     Args:
         nodes: its operations.
         outputs: the names of its results; what they do not need is not counted.
-        library: the functions of the whole graph, by name.
+        functions: those of the whole graph, by name.
         arguments: shape and, where it is a constant, value of each argument.
     """
 
-    def __init__(self, nodes, outputs, library, arguments=None):
+    def __init__(self, nodes, outputs, functions, arguments=None):
         self.nodes = {node.name: node for node in nodes}
         self.outputs = outputs
-        self.library = library
+        self.functions = functions
         self.arguments: dict[str, tuple[Shape, Any]] = arguments or {}
 
     def operations(self) -> int:
@@ -192,7 +192,7 @@ class _Body:
 
     def _called(self, node, function, first: int = 0) -> "_Body":
         """The function that a node calls with its inputs from the `first` on."""
-        definition = self.library[function.name]
+        definition = self.functions[function.name]
         names = [argument.name for argument in definition.signature.input_arg]
         given = [name for name in node.input if not name.startswith("^")][first:]
         arguments = {
@@ -200,7 +200,7 @@ class _Body:
             for name, value in zip(names, given, strict=True)
         }
         outputs = list(definition.ret.values())
-        return _Body(definition.node_def, outputs, self.library, arguments)
+        return _Body(definition.node_def, outputs, self.functions, arguments)
 
     def _repetitions(self, node) -> int:
         """How often a loop runs: at most as it says, or until its counter is there."""

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from replicas import mirrored
 from yt8m import runs
 from yt8m.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from yt8m.errors import UserError
@@ -58,10 +59,6 @@ class State:
     def values(self):
         variables = [v for o in self.objects.values() for v in o.variables]
         return [v.numpy() for v in variables]
-
-
-def devices(count):
-    return tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(count)])
 
 
 def save(checkpoints, state, step, **values):
@@ -229,7 +226,7 @@ def failed(tmp_path_factory):
     program = """
 import time
 checkpoints = runs.Checkpoints(sys.argv[1])
-state = State(devices(4), seed=1)
+state = State(mirrored(4), seed=1)
 checkpoints.restore(checkpoints.find("1"), state.objects)
 for v in (v for o in state.objects.values() for v in o.variables):
     replicas = state.strategy.experimental_local_results(v.value)
@@ -244,7 +241,7 @@ save_async(checkpoints, state, 3)
 raise ValueError("the trainer failed")
 """
     directory = tmp_path_factory.mktemp("run")
-    checkpoints, state = runs.Checkpoints(str(directory)), State(devices(2))
+    checkpoints, state = runs.Checkpoints(str(directory)), State(mirrored(2))
     state.step()
     save(checkpoints, state, 1)
     process = python(program, directory)
@@ -404,7 +401,7 @@ def test_variables_of_any_kind_in_any_object_are_stored_also_remotely():
 @pytest.mark.parametrize("read", [1, 2])
 @pytest.mark.parametrize("written", [1, 2])
 def test_a_checkpoint_is_read_under_another_number_of_replicas(tmp_path, written, read):
-    strategies = {1: None, 2: devices(2)}
+    strategies = {1: None, 2: mirrored(2)}
     state = State(strategies[written])
     state.step()
     info = save(runs.Checkpoints(str(tmp_path)), state, 1)
@@ -429,7 +426,7 @@ def test_four_replicas_read_and_write_what_two_and_one_do(failed):
 
 @pytest.mark.parametrize("aggregation", ["mean", "sum", "only_first_replica"])
 def test_what_replicas_keep_apart_is_stored_reduced(tmp_path, aggregation):
-    strategy, checkpoints = devices(2), runs.Checkpoints(str(tmp_path))
+    strategy, checkpoints = mirrored(2), runs.Checkpoints(str(tmp_path))
     with strategy.scope():
         v = keras.Variable(0.0, aggregation=aggregation, synchronization="on_read")
 

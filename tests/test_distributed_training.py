@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from replicas import mirrored
 from yt8m import runs
 from yt8m.cli import main
 from yt8m.config import (
@@ -58,12 +59,7 @@ def files(tmp_path_factory):
 def strategy_of(replicas: int) -> tf.distribute.Strategy:
     if replicas == 1:
         return tf.distribute.OneDeviceStrategy("/cpu:0")
-    devices = tf.config.list_logical_devices("CPU")
-    # The collectives of a process are for one number of devices.
-    one_by_one = tf.distribute.ReductionToOneDevice()
-    return tf.distribute.MirroredStrategy(
-        [d.name for d in devices[:replicas]], cross_device_ops=one_by_one
-    )
+    return mirrored(replicas)
 
 
 def make_trainer(

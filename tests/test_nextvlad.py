@@ -336,7 +336,7 @@ def test_a_model_without_eigenvalues_says_so_once_and_how_to_give_them(
         for _ in range(2):
             model = registry.create("NeXtVLADModel", **SMALL).ensure_built()
     (message,) = caplog.messages
-    assert "--model_args=pca_eigenvalues=FILE" in message
+    assert "--pca_eigenvalues=FILE" in message
     frames, mask = model.preprocess(make_batch())
     np.testing.assert_allclose(np.linalg.norm(frames, axis=-1), mask, atol=1e-6)
 

@@ -175,8 +175,12 @@ def test_every_argument_of_a_model_is_explained_in_a_docstring(name):
 
 def test_the_page_of_models_has_an_entry_for_each():
     text = (ROOT / "docs/models.md").read_text()
+    ours = ("frame_level_models", "video_level_models")  # other tests register more
     assert re.findall(r"^### (\w+)$", text, re.M) == [
-        name for level in registry.LEVELS for name in registry.names(level)
+        name
+        for level in registry.LEVELS
+        for name in registry.names(level)
+        if registry.get(name).cls.__module__ in ours
     ]
 
 

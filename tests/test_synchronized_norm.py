@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from test_models import POOLING_NAMES, C, make_batch, make_model, perturb
+from replicas import mirrored
+from test_models import NAMES, POOLING_NAMES, C, make_batch, make_model, perturb
 from yt8m import losses
 from yt8m.layers.normalization import BatchNormalization, set_synchronized
 
@@ -22,16 +23,9 @@ SPLITS = {
 }
 
 
-def mirrored(split):
+def replicas_of(split):
     """A strategy of one replica for each part."""
-    devices = tf.config.list_logical_devices("CPU")[: len(split) + 1]
-    # Without TensorFlow's collectives, whose keys begin anew with each strategy: in
-    # one process the second takes the first one's for its own.
-    strategy = tf.distribute.MirroredStrategy(
-        [d.name for d in devices], tf.distribute.ReductionToOneDevice()
-    )
-    assert strategy.num_replicas_in_sync == len(split) + 1
-    return strategy
+    return mirrored(len(split) + 1)
 
 
 def on_replicas(strategy, step, tensors, split):
@@ -88,7 +82,7 @@ def averages(layer):
 
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
 def test_a_synchronised_norm_is_that_of_the_whole_batch(split):
-    whole, strategy = make_norm(), mirrored(split)
+    whole, strategy = make_norm(), replicas_of(split)
     expected = [np.asarray(x) for x in norm_step(whole)(*inputs())]
     with strategy.scope():
         norm = make_norm()
@@ -103,7 +97,7 @@ def test_a_synchronised_norm_is_that_of_the_whole_batch(split):
 
 
 def test_a_norm_of_replicas_takes_the_statistics_of_each_part():
-    parts, strategy = [make_norm(), make_norm()], mirrored([3])
+    parts, strategy = [make_norm(), make_norm()], replicas_of([3])
     expected = [
         norm_step(norm)(*(x[rows] for x in inputs()))
         for norm, rows in zip(parts, (slice(0, 3), slice(3, 8)), strict=True)
@@ -126,7 +120,7 @@ def test_a_norm_of_replicas_takes_the_statistics_of_each_part():
 @pytest.mark.parametrize("split", [[8], [6]], ids=["no rows", "no valid frame"])
 def test_a_replica_without_data_does_not_pull_the_moving_averages(split, synchronized):
     """It makes no step; the other's is halved, and its direction is the same."""
-    alone, strategy = make_norm(), mirrored(split)
+    alone, strategy = make_norm(), replicas_of(split)
     before = averages(alone)[:2]
     norm_step(alone)(*inputs())
     with strategy.scope():
@@ -139,7 +133,7 @@ def test_a_replica_without_data_does_not_pull_the_moving_averages(split, synchro
 
 
 def test_no_data_at_all_leaves_the_moving_averages_alone():
-    strategy = mirrored([3])
+    strategy = replicas_of([3])
     with strategy.scope():
         norm = make_norm()
         norm.synchronized = True
@@ -165,18 +159,11 @@ def model_step(model):
     return step
 
 
-SYNCHRONISED = (
-    *("AttentionNetModel", "CgDbofModel", "DbofModel", "FrameLevelLogisticModel"),
-    *("FrameSupervisedLstmModel", "LogisticModel", "LstmModel", "LstmMoeModel"),
-    *("MoeModel", "NetVLADModel"),
-)
-
-
-@pytest.mark.parametrize("name", SYNCHRONISED)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_synchronised_model_trains_as_on_one_device(name):
     """Also where the normalisation is folded into a product, and in the gates."""
     args = {"gating_probabilities": True} if name in POOLING_NAMES else {}
-    batch, strategy = make_batch(name), mirrored([3])
+    batch, strategy = make_batch(name), replicas_of([3])
     whole = make_model(name, **args)
     tensors = tuple(batch[n] for n in whole.input_names)
     labels = np.random.default_rng(2).integers(0, 2, size=(len(tensors[0]), C))

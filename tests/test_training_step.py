@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from replicas import mirrored
 from yt8m import runs
 from yt8m.config import DataConfig, ModelConfig, Part, RunConfig, TrainingConfig
 from yt8m.errors import UserError
@@ -132,12 +133,7 @@ def test_clipping_bounds_the_update(flag):
 def test_two_replicas_train_as_one_does(options):
     """Also on a last batch of 5, which two replicas cannot share evenly."""
     reader = FixedReader(*arrays(3 * BATCH + 5))
-    devices = tf.config.list_logical_devices("CPU")
-    two = tf.distribute.MirroredStrategy(
-        [d.name for d in devices[:2]],
-        cross_device_ops=tf.distribute.ReductionToOneDevice(),
-    )
-    assert two.num_replicas_in_sync == 2
+    two = mirrored(2)
     settings = training(**options)
     one_outcome, one = weights_after(make_steps(settings, l2_penalty=0.1), reader, 4)
     two_outcome, both = weights_after(
@@ -196,8 +192,7 @@ def test_a_resumed_run_drops_what_it_would_have_dropped():
 
 
 def test_replicas_train_models_with_dropout():
-    devices = tf.config.list_logical_devices("CPU")[:2]
-    strategy = tf.distribute.MirroredStrategy([d.name for d in devices])
+    strategy = mirrored(2)
     steps = make_steps(training(), "MlpModel", strategy, **DROPOUT)
     outcome, _ = weights_after(steps, FixedReader(*arrays(3 * BATCH)), 3)
     assert np.isfinite(outcome.loss) and outcome.bad_step is None

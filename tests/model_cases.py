@@ -1,6 +1,7 @@
 """For the tests over the registry: small sizes and options of each model."""
 
 import atexit
+import os
 import pathlib
 import shutil
 import tempfile
@@ -8,6 +9,23 @@ import tempfile
 import numpy as np
 
 NUM_CLASSES = 7
+
+# Slow tests take one model of each family; `make sweep` sets this, and all are tried.
+EVERY_MODEL = bool(os.environ.get("YT8M_EVERY_MODEL"))
+_FAMILIES = {
+    *("LogisticModel", "CentredMoeModel", "ResNetLikeModel", "ThsModel"),
+    *("MultiTaskCombineChainModel", "FrameLevelLogisticModel", "DbofModel"),
+    *("NetVLADModel", "VladBowModel", "NeXtVLADModel", "LstmModel", "FastForwardModel"),
+    *("ManyToManyModel", "LstmMoeModel", "CnnDccModel", "TemporalCnnModel"),
+    *("AttentionClusterModel", "TransformerModel", "LinearCombinationsModel"),
+    "TimeDistributedDenseSortingModel",
+}
+
+
+def one_a_family(names: list[str]) -> list[str]:
+    """Of `names` one model a family, or all where all are wanted."""
+    return [name for name in names if EVERY_MODEL or name in _FAMILIES]
+
 
 # Files that options name.
 _FOLDER = pathlib.Path(tempfile.mkdtemp(prefix="yt8m-model-cases-"))

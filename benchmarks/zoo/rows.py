@@ -11,9 +11,9 @@ from typing import Any
 # Steps of a family's training, as a multiple of --steps.
 FAMILIES = {
     "pooling": 1.0,
-    "attention": 1.0,
-    "convolution": 1.0,
-    "recurrent": 2.0,
+    "attention": 2.0,
+    "convolution": 2.0,
+    "recurrent": 3.0,
 }
 
 

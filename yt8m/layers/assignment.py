@@ -77,12 +77,15 @@ class SoftAssignment(keras.layers.Layer):
 
         Frames x stand for x * scale + offset, which is never formed.
         """
+        weights = ops.convert_to_tensor(self.cluster_weights)
         scale, offset = ops.ones(frames.shape[-1]), ops.zeros(frames.shape[-1])
         if self.input_batch_norm:
             scale, offset = self.input_norm.affine(frames, mask, training)
-        weights = ops.cast(self.cluster_weights * scale[:, None], frames.dtype)
-        logits = ops.cast(ops.matmul(frames, weights), "float32")
-        logits += ops.matmul(offset, self.cluster_weights)
+            shift, weights = ops.matmul(offset, weights), weights * scale[:, None]
+        logits = ops.matmul(frames, ops.cast(weights, frames.dtype))
+        logits = ops.cast(logits, "float32")
+        if self.input_batch_norm:
+            logits += shift
         if self.add_batch_norm:
             gain, shift = self.cluster_norm.affine(logits, mask, training)
             logits = logits * gain + shift

@@ -101,11 +101,7 @@ class BatchNormalization(keras.layers.Layer):
         return mean, variance
 
     def _over_replicas(self, x):
-        """The mean over replicas of a vector, or the vector itself."""
-        if not self.synchronized:
-            return x
-        mean, _ = ops.moments(x[None], axes=[0], synchronized=True)
-        return mean
+        return mean_over_replicas(x) if self.synchronized else x
 
     def call(self, x, mask=None, training=False):
         scale, offset = self.affine(x, mask, training)
@@ -122,15 +118,25 @@ class BatchNormalization(keras.layers.Layer):
         }
 
 
+def mean_over_replicas(x: Any) -> Any:
+    """The mean over replicas of a vector; its gradient goes to all of them."""
+    mean, _ = ops.moments(x[None], axes=[0], synchronized=True)
+    return mean
+
+
 @keras.saving.register_keras_serializable(package="yt8m")
 class Centring(keras.layers.Layer):
     """Subtracts the mean over the training examples, which it estimates on the way.
 
     The mean is a moving average with the momentum of `BatchNormalization`, in training
-    as otherwise; no gradient goes through it.
+    as otherwise; no gradient goes through it. On several replicas it moves by the mean
+    of their steps, or, where `synchronized` is set, by that of the whole global batch.
 
     Args:
         momentum: as that of `BatchNormalization`.
+
+    Attributes:
+        synchronized: see `set_synchronized`.
 
     Call arguments:
         x: [B, D].
@@ -139,6 +145,7 @@ class Centring(keras.layers.Layer):
     def __init__(self, momentum: float = 0.999, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.momentum = momentum
+        self.synchronized = False
 
     def build(self, input_shape):
         def add(name, shape):
@@ -159,11 +166,16 @@ class Centring(keras.layers.Layer):
         mean = ops.convert_to_tensor(self.moving_mean)
         if training and self.trainable:
             rows = ops.cast(ops.shape(x)[0], "float32")
-            sums = ops.sum(ops.cast(x, "float32"), axis=0)
+            sums = ops.append(ops.sum(ops.cast(x, "float32"), axis=0), rows)
+            if self.synchronized:
+                sums = mean_over_replicas(sums)
+            # Not max(rows, 1): the mean over replicas may be a fraction.
+            any_row = ops.greater(sums[-1], 0.0)
+            rows = ops.where(any_row, sums[-1], 1.0)
             warm_up = (1.0 + self.steps) / (10.0 + self.steps)
             rate = 1.0 - ops.minimum(self.momentum, warm_up)
-            rate = ops.where(ops.greater(rows, 0.0), rate, 0.0)
-            step = rate * (sums / ops.maximum(rows, 1.0) - mean)
+            rate = ops.where(any_row, rate, 0.0)
+            step = rate * (sums[:-1] / rows - mean)
             self.moving_mean.assign_add(step)
             self.steps.assign_add(1.0)
             mean = mean + step

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -27,7 +28,8 @@ from yt8m.config import (
 from yt8m.data.pipeline import Reader
 from yt8m.data.records import encode_frame_record, write_records
 from yt8m.errors import UserError
-from yt8m.training.loop import MovingAverages, Trainer
+from yt8m.training.loop import MovingAverages, StepFunctions, Trainer
+from yt8m.training.optimizers import ExamplesSchedule, create_optimizer
 
 CLASSES = 6
 SIZES = {"rgb": 8, "audio": 4}
@@ -65,8 +67,6 @@ def strategy_of(replicas: int) -> tf.distribute.Strategy:
 def make_trainer(
     files, directory, replicas=1, model="NetVLADModel", args=None, **values
 ):
-    import keras
-
     defaults = {"batch_size": 12, "max_steps": 50, "num_epochs": 0, "log_steps": 1}
     defaults |= {"lr_schedule": "constant", "base_learning_rate": 1e-3}
     training = TrainingConfig("unused", **(defaults | values))
@@ -249,6 +249,74 @@ def test_steps_per_loop_changes_nothing_but_the_calls(files, tmp_path):
         curve(files, tmp_path / str(n), steps_per_loop=n, **options) for n in (0, 2, 5)
     ]
     assert curves[0] == curves[1] == curves[2]
+
+
+RANKING = {"label_loss": "SoftRankingLoss", "label_loss_args": {"negatives": 2}}
+
+
+def one_step(batch, slices, **settings):
+    """The loss of a step, and how far it moves each weight.
+
+    Args:
+        batch: the features of all examples.
+        slices: the rows of each replica.
+    """
+    training = TrainingConfig(
+        "unused",
+        deep_supervision_weight=0.5,
+        optimizer="SGD",
+        base_learning_rate=1.0,
+        **settings,
+    )
+    data = DataConfig("video", {"mean_rgb": 5}, CLASSES)
+    model_config = ModelConfig("DeepCombineChainModel", {"head_args": {"stages": 1}})
+    strategy = strategy_of(len(slices))
+    with strategy.scope():
+        keras.utils.set_random_seed(1)
+        model = runs.build_model(model_config, data, "float32")
+        optimizer = create_optimizer(training, ExamplesSchedule(training, 1000))
+        optimizer.build(model.trainable_variables)
+    config = RunConfig(model_config, data, training)
+    steps = StepFunctions(config, model, optimizer, strategy)
+
+    def part(context):
+        rows = slices[context.replica_id_in_sync_group]
+        return {name: tf.constant(values[rows]) for name, values in batch.items()}
+
+    @tf.function
+    def step(parts):
+        return strategy.run(steps._replica_step, args=(parts,))
+
+    before = [v.numpy() for v in model.trainable_variables]
+    parts = strategy.experimental_distribute_values_from_function(part)
+    loss, *_ = strategy.experimental_local_results(step(parts)[0])
+    after = [v.numpy() for v in model.trainable_variables]
+    return [loss.numpy(), *(a - b for a, b in zip(after, before, strict=True))]
+
+
+@pytest.mark.parametrize(
+    ("weighted", "parts", "slices"),
+    [
+        (True, 1, [[0, 1, 2], [3], [], [4, 5, 6, 7]]),
+        # Each part is of the same videos as that of one replica.
+        (False, 2, [[0, 1, 4, 5], [2, 3, 6, 7]]),
+    ],
+    ids=["segments", "in parts"],
+)
+def test_a_loss_of_the_batch_ranks_the_videos_of_all_replicas(weighted, parts, slices):
+    rng = np.random.default_rng(0)
+    batch = {
+        "mean_rgb": rng.normal(size=(8, 5)).astype("float32"),
+        "labels": rng.integers(0, 2, (8, CLASSES)).astype("uint8"),
+    }
+    if weighted:
+        batch["label_weights"] = rng.integers(0, 2, (8, CLASSES)).astype("uint8")
+    settings = {**RANKING, "gradient_accumulation_steps": parts}
+    expected = one_step(batch, [list(range(8))], **settings)
+    assert all(np.abs(x).max() > 1e-5 for x in expected)
+    found = one_step(batch, slices, **settings)
+    for ours, of_one in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, of_one, rtol=1e-4, atol=1e-6)
 
 
 # --- through train.py ----------------------------------------------------------------

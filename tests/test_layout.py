@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 RANKS = {
     "yt8m.schema": 0,
     "yt8m.errors": 0,
-    "yt8m.class_counts": 0,
+    "yt8m.class_figures": 0,
     "yt8m.progress": 0,
     "yt8m.events": 0,
     "yt8m.config": 0,

@@ -1,5 +1,6 @@
 """Losses against hand-computed numbers and float64 twins."""
 
+import inspect
 import json
 
 import keras
@@ -14,11 +15,18 @@ from yt8m.data.records import encode_video_record, write_records
 from yt8m.errors import UserError
 
 COUNTS = "Index,Videos\n0,10\n2,50\n"
+ACCURACIES = "Index,AveragePrecision,Positives\n0,0.25,3\n1,,0\n2,0.75,9\n"
 # What a loss needs to be created.
 ARGS = {
     "WeightedCrossEntropyLoss": {"positive_weight": 3.0},
     "ClassBalancedCrossEntropyLoss": {"class_counts": "counts.csv"},
+    "AsymmetricLoss": {"gamma_positive": 1.0},
     "PseudoHuberLoss": {"delta": 0.7},
+    "ConfidencePenaltyLoss": {"class_accuracies": "accuracies.csv"},
+    "CorrectedCrossEntropyLoss": {
+        "false_negative_rate": 0.3,
+        "false_positive_rate": 0.1,
+    },
     "SoftRankingLoss": {"negatives": 2},
 }
 LOGITS = np.array([[0.0, 2.0, -1.0], [-3.0, 0.5, 4.0]])
@@ -33,6 +41,8 @@ def _log_softmax(x):
 
 SHARES = LABELS / LABELS.sum(-1, keepdims=True)
 CROSS_ENTROPY = -np.log(np.where(LABELS, P, 1 - P))
+SHIFTED = np.maximum(P - 0.05, 0)
+OBSERVED = 0.7 * P + 0.1 * (1 - P)
 TWINS = {
     "CrossEntropyLoss": CROSS_ENTROPY,
     "CrossEntropyLossCompat": -np.log(np.where(LABELS, P, 1 - P) + 1e-5),
@@ -45,14 +55,24 @@ TWINS = {
     "ClassBalancedCrossEntropyLoss": np.where(LABELS, [[3, 30, 0.6]], 1)
     * CROSS_ENTROPY,
     "PseudoHuberLoss": 0.49 * (np.sqrt(1 + (CROSS_ENTROPY / 0.7) ** 2) - 1),
+    "FocalLoss": np.where(LABELS, 0.25 * (1 - P) ** 2, 0.75 * P**2) * CROSS_ENTROPY,
+    "AsymmetricLoss": np.where(
+        LABELS, (1 - P) * CROSS_ENTROPY, SHIFTED**4 * -np.log(1 - SHIFTED)
+    ),
+    # Class 1 has no positives: it counts as one of the others' mean accuracy.
+    "ConfidencePenaltyLoss": CROSS_ENTROPY + 0.1 * np.array([0.75, 0.5, 0.25]) * P,
+    "CorrectedCrossEntropyLoss": -np.log(np.where(LABELS, OBSERVED, 1 - OBSERVED)),
     "CenterLoss": CROSS_ENTROPY,  # of a model that gives no centres
 }
+# Those that are no sums of cells have their twins below.
+OF_PAIRS = {"SoftRankingLoss", "HingeRankingLoss", "ReweightedCrossEntropyLoss"}
 NAMES = sorted(losses.LOSSES)
 
 
 @pytest.fixture(autouse=True)
-def counts_file(tmp_path, monkeypatch):
+def files(tmp_path, monkeypatch):
     (tmp_path / "counts.csv").write_text(COUNTS)
+    (tmp_path / "accuracies.csv").write_text(ACCURACIES)
     monkeypatch.chdir(tmp_path)
 
 
@@ -66,7 +86,7 @@ def _loss(name, labels, logits, weights=None):
 
 
 def test_every_loss_has_a_twin():
-    assert set(TWINS) == set(NAMES) - {"SoftRankingLoss"}  # which has its own, below
+    assert set(TWINS) == set(NAMES) - OF_PAIRS
 
 
 @pytest.mark.parametrize("name", sorted(TWINS))
@@ -88,6 +108,13 @@ def test_a_loss_is_the_sum_of_its_cells_for_each_example(name):
         ("HingeLoss", 0, -2.0, 0.0),
         ("HingeLossCompat", 0, -100.0, 1.0),  # a negative never costs less than 1
         ("HingeLossCompat", 1, 100.0, 0.0),
+        ("FocalLoss", 1, 0.0, 0.0433217),  # 1/4 of 1/4 of log 2
+        ("FocalLoss", 0, 100.0, 75.0),
+        ("AsymmetricLoss", 0, -3.0, 0.0),  # p = 0.047, below the margin
+        ("AsymmetricLoss", 0, 0.0, 0.0245151),  # 0.45^4 of -log 0.55
+        ("AsymmetricLoss", 0, 100.0, 2.4400427),  # 0.95^4 of -log 0.05
+        ("CorrectedCrossEntropyLoss", 1, 100.0, 0.3566749),  # -log 0.7
+        ("CorrectedCrossEntropyLoss", 0, -100.0, 0.1053605),  # -log 0.9
         ("SoftmaxLoss", 1, 3.0, 0.0),  # one class alone
         ("SoftmaxLossCompat", 1, 3.0, 0.0),
     ],
@@ -116,13 +143,24 @@ def test_logits_of_unrated_cells_do_not_matter(name):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_extreme_logits_give_finite_losses_and_gradients(name):
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        *((name, {}) for name in NAMES),
+        ("FocalLoss", {"gamma": 0.5}),
+        ("AsymmetricLoss", {"margin": 0.0}),
+        ("AsymmetricLoss", {"gamma_negative": 0.5, "margin": 1e-9}),
+        ("AsymmetricLoss", {"gamma_negative": 0.0, "margin": 0.0}),
+        ("CorrectedCrossEntropyLoss", {"false_negative_rate": 0.0}),
+        ("CorrectedCrossEntropyLoss", {"false_positive_rate": 0.0}),
+    ],
+)
+def test_extreme_logits_give_finite_losses_and_gradients(name, args):
     logits = tf.constant([[100.0, -100.0, 0.0, 1e4, -1e4]])
     for labels in ([[1, 1, 1, 1, 1]], [[0, 0, 0, 0, 0]], [[0.3, 0.3, 0.3, 0.9, 0.9]]):
         with tf.GradientTape() as tape:
             tape.watch(logits)
-            loss = _create(name)(tf.constant(labels), {"logits": logits})
+            loss = _create(name, **args)(tf.constant(labels), {"logits": logits})
         assert loss.shape == (1,) and np.isfinite(loss).all()
         assert np.isfinite(tape.gradient(loss, logits)).all()
 
@@ -175,6 +213,95 @@ def test_the_frames_of_a_video_have_its_labels(name):
     value = losses.objective(_create(name), tf.constant(LABELS), outputs)
     expected = [(each[0][0] + each[1][0] + 2 * each[2][0]) / 4, each[1][1]]
     np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+# Every argument of a loss, with two values of it.
+TWO_VALUES = {
+    ("CrossEntropyLoss", "label_smoothing"): (0.0, 0.1),
+    ("WeightedCrossEntropyLoss", "positive_weight"): (1.0, 2.0),
+    ("ClassBalancedCrossEntropyLoss", "class_counts"): ("counts.csv", "others.csv"),
+    ("FocalLoss", "gamma"): (0.0, 2.0),
+    ("FocalLoss", "alpha"): (0.25, 0.5),
+    ("AsymmetricLoss", "gamma_positive"): (0.0, 1.0),
+    ("AsymmetricLoss", "gamma_negative"): (0.0, 1.0),
+    ("AsymmetricLoss", "margin"): (0.0, 0.05),
+    ("PseudoHuberLoss", "delta"): (0.5, 1.0),
+    ("PseudoHuberLoss", "of_sum"): (False, True),
+    ("ConfidencePenaltyLoss", "class_accuracies"): ("accuracies.csv", "others.csv"),
+    ("ConfidencePenaltyLoss", "penalty_weight"): (0.0, 0.1),
+    ("CorrectedCrossEntropyLoss", "false_negative_rate"): (0.0, 0.3),
+    ("CorrectedCrossEntropyLoss", "false_positive_rate"): (0.0, 0.1),
+    ("ReweightedCrossEntropyLoss", "misprediction_weight"): (0.0, 1.0),
+    ("CenterLoss", "center_weight"): (0.0, 0.1),
+    ("HingeRankingLoss", "margin"): (1.0, 2.0),
+    ("HingeRankingLoss", "negatives"): (1, 2),
+    ("HingeRankingLoss", "positives"): (1, 2),
+    ("SoftRankingLoss", "negatives"): (1, 2),
+    ("SoftRankingLoss", "positives"): (1, 2),
+}
+
+
+def test_every_argument_changes_the_loss(tmp_path):
+    text = "Index,Videos,AveragePrecision\n0,10,0.5\n1,20,0.5\n2,50,0.1\n"
+    (tmp_path / "others.csv").write_text(text)
+    outputs = {k: tf.constant(v, tf.float32) for k, v in _center_outputs(4).items()}
+    labels = np.array([[1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 1, 0]])
+    for (name, argument), values in TWO_VALUES.items():
+        first, second = (
+            _create(name, **{argument: value})(labels, outputs) for value in values
+        )
+        assert np.abs(first - second).max() > 1e-3, (name, argument)
+    arguments = {
+        (name, argument)
+        for name, loss in losses.LOSSES.items()
+        if inspect.isclass(loss)
+        for argument in inspect.signature(loss).parameters
+    }
+    assert arguments == set(TWO_VALUES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in NAMES if "CrossEntropy" in n]
+    + ["FocalLoss", "AsymmetricLoss", "ConfidencePenaltyLoss"],
+)
+def test_a_soft_label_costs_the_mean_of_both(name):
+    labels = np.array([[0.6, 0.8, 0.0], [0.3, 1.0, 0.2]])
+    one, none = np.ones_like(labels), np.zeros_like(labels)
+    logits = LOGITS[:, None, :] * np.ones((1, 3, 1))  # a row for each cell
+    cell = np.eye(3)
+    yes, no, mixed = (
+        _loss(name, y[:, None, :] * np.ones((1, 3, 1)), logits, cell)
+        for y in (one, none, labels)
+    )
+    np.testing.assert_allclose(mixed, labels * yes + (1 - labels) * no, rtol=1e-5)
+
+
+def test_smoothed_labels_are_nearer_to_one_half():
+    smoothed = 0.8 * LABELS + 0.1
+    expected = -smoothed * np.log(P) - (1 - smoothed) * np.log(1 - P)
+    loss = losses.create("CrossEntropyLoss", label_smoothing=0.2)
+    value = loss(LABELS, {"logits": tf.constant(LOGITS, tf.float32)})
+    np.testing.assert_allclose(value, expected.sum(-1), rtol=1e-6)
+
+
+def test_an_asymmetric_loss_of_equal_powers_without_a_margin_is_a_focal_loss():
+    outputs = {"logits": tf.constant(LOGITS, tf.float32)}
+    args = {"gamma_positive": 2.0, "gamma_negative": 2.0, "margin": 0.0}
+    value = losses.create("AsymmetricLoss", **args)(LABELS, outputs)
+    focal = losses.create("FocalLoss", gamma=2.0, alpha=0.5)(LABELS, outputs)
+    np.testing.assert_allclose(value, 2.0 * focal, rtol=1e-6)
+
+
+def test_an_asymmetric_loss_draws_nothing_of_easy_negatives():
+    logits = tf.constant([[-4.0, -2.0]])  # p of 0.02 and 0.12
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = losses.create("AsymmetricLoss", gamma_negative=1.0)(
+            np.zeros((1, 2)), {"logits": logits}
+        )
+    slope = tape.gradient(loss, logits)[0]
+    assert slope[0] == 0 and slope[1] > 0.005
 
 
 # Weighted positives
@@ -238,7 +365,7 @@ def test_a_file_that_cannot_be_read_or_counts_more_classes_is_named(tmp_path):
     with pytest.raises(UserError, match="class counts counts.csv cannot be read"):
         _create("ClassBalancedCrossEntropyLoss")
     (tmp_path / "counts.csv").write_text("Index,Videos\n3,1\n")
-    with pytest.raises(UserError, match="counts class 3, but the classes are 0 to 2"):
+    with pytest.raises(UserError, match="has the class 3, but the classes are 0 to 2"):
         _loss("ClassBalancedCrossEntropyLoss", LABELS, LOGITS)
 
 
@@ -258,6 +385,124 @@ def test_pseudo_huber_keeps_small_losses_and_does_not_square_large_ones():
     value = [_loss("PseudoHuberLoss", [[0]], [[x]])[0] for x in (-12.0, 1e4)]
     small = np.log1p(np.exp(-12.0)) ** 2 / 2
     np.testing.assert_allclose(value, [small, 0.7 * 1e4], rtol=1e-4)
+
+
+# Wrong and missing labels
+
+
+def test_a_correction_without_errors_is_the_cross_entropy():
+    loss = losses.create("CorrectedCrossEntropyLoss", false_negative_rate=0)
+    value = loss(LABELS, {"logits": tf.constant(LOGITS, tf.float32)})
+    np.testing.assert_allclose(value, CROSS_ENTROPY.sum(-1), rtol=1e-6)
+
+
+def test_a_correction_learns_what_is_there_of_labels_that_are_mostly_missing():
+    # 0.6 of the videos have a class of which 0.9 of the labels are missing, and 0.05 of
+    # those that do not are labelled: 0.06 + 0.02 of the labels.
+    p = np.array([[0.5], [0.6], [0.7]])
+    logits, labels = tf.constant(np.log(p / (1 - p)), tf.float32), np.full((3, 1), 0.08)
+    loss = losses.create(
+        "CorrectedCrossEntropyLoss", false_negative_rate=0.9, false_positive_rate=0.05
+    )
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = loss(labels, {"logits": logits})
+    below, at, above = tape.gradient(value, logits).numpy().ravel()
+    assert below < -1e-4 and abs(at) < 1e-7 and above > 1e-4
+
+
+def test_rates_of_errors_may_be_of_each_class(tmp_path):
+    (tmp_path / "m.csv").write_text("Index,FalseNegativeRate\n1,0.5\n")
+    (tmp_path / "f.csv").write_text("Index,FalsePositiveRate\n0,0.2\n1,\n2,0.1\n")
+    loss = losses.create(
+        "CorrectedCrossEntropyLoss",
+        false_negative_rate="m.csv",
+        false_positive_rate="f.csv",
+    )
+    m, f = np.array([0, 0.5, 0]), np.array([0.2, 0, 0.1])
+    observed = (1 - m) * P + f * (1 - P)
+    expected = -np.log(np.where(LABELS, observed, 1 - observed)).sum(-1)
+    for file in ("m.csv", "f.csv"):
+        (tmp_path / file).unlink()  # they are read once
+    value = loss(LABELS, {"logits": tf.constant(LOGITS, tf.float32)})
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "text", "message"),
+    [
+        (
+            "ConfidencePenaltyLoss",
+            {"class_accuracies": "own.csv"},
+            "Index,Videos\n0,3\n",
+            "own.csv has no columns Index and AveragePrecision: take a file that has",
+        ),
+        (
+            "ConfidencePenaltyLoss",
+            {"class_accuracies": "own.csv"},
+            "Index,AveragePrecision\n0,0.5\n1,1.5\n",
+            "own.csv, line 3: needs a class, once, and a number from 0 to 1 in the",
+        ),
+        (
+            "ConfidencePenaltyLoss",
+            {"class_accuracies": "own.csv"},
+            "Index,AveragePrecision\n0,\n",
+            "own.csv gives no class an AveragePrecision: take the table of an",
+        ),
+        (
+            "ConfidencePenaltyLoss",
+            {"class_accuracies": "own.csv"},
+            "Index,AveragePrecision\n3,1\n",
+            "own.csv has the class 3, but the classes are 0 to 2",
+        ),
+        (
+            "CorrectedCrossEntropyLoss",
+            {"false_negative_rate": "own.csv"},
+            "Index,FalseNegativeRate\n0\n",
+            "own.csv, line 2: needs a class, once, and a number from 0 to 1 in the",
+        ),
+        (
+            "CorrectedCrossEntropyLoss",
+            {"false_negative_rate": "own.csv", "false_positive_rate": 0.5},
+            "Index,FalseNegativeRate\n1,0.5\n",
+            "of class 1 must add up to less than 1. Received: 1$",
+        ),
+        (
+            "CorrectedCrossEntropyLoss",
+            {"false_negative_rate": "/no/file"},
+            "",
+            "The class figures /no/file cannot be read: No such file",
+        ),
+    ],
+)
+def test_a_file_of_class_figures_that_cannot_be_used_is_named(
+    tmp_path, name, args, text, message
+):
+    (tmp_path / "own.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        losses.create(name, **args)(LABELS, {"logits": tf.zeros([2, 3])})
+
+
+def test_a_video_weighs_more_for_its_labels_that_are_outranked():
+    logits = np.array([[3.0, 1.0, 2.0, 0.0]] * 5)
+    labels = np.array(
+        [[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0.5, 0.4, 0.9]]
+    )
+    share = np.array([1 / 2, 0, 0, 0, 1])
+    plain = (np.log1p(np.exp(logits)) - labels * logits).sum(-1)
+    loss = losses.create("ReweightedCrossEntropyLoss", misprediction_weight=3.0)
+    x = tf.constant(logits, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = loss(labels, {"logits": x})
+    np.testing.assert_allclose(value, (1 + 3 * share) * plain, rtol=1e-6)
+    slope = (1 + 3 * share)[:, None] * (1 / (1 + np.exp(-logits)) - labels)
+    np.testing.assert_allclose(tape.gradient(value, x), slope, rtol=1e-5)
+    # Class 2, which outranks a label of the first video, was not rated.
+    rated = np.array([[1, 1, 0, 1]] * 5, "uint8")
+    value = loss(labels, {"logits": x}, rated)
+    plain = losses.cross_entropy(labels, {"logits": x}, rated)
+    np.testing.assert_allclose(value / plain, [1, 1, 1, 1, 4], rtol=1e-6)
 
 
 # Centres
@@ -391,6 +636,27 @@ def test_the_ranking_loss_is_the_mean_over_the_pairs_of_a_batch(negatives, all_r
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
+def test_the_ranking_loss_of_parts_that_are_gathered_is_that_of_the_batch():
+    rng = np.random.default_rng(3)
+    logits = tf.constant(rng.normal(size=(5, 8)), tf.float32)
+    labels = rng.integers(0, 2, size=(5, 8))
+    loss, parts, sent = _create("SoftRankingLoss"), (slice(0, 2), slice(2, 5)), []
+    for rows in parts:
+        loss(
+            labels[rows], {"logits": logits[rows]}, None, lambda x: sent.append(x) or x
+        )
+
+    @tf.function
+    def part(labels, logits):
+        def gather(rows):  # as collectives give them: of a size that no graph knows
+            return tf.compat.v1.placeholder_with_default(tf.concat(sent, 0), [None] * 2)
+
+        return losses.objective(loss, labels, {"logits": logits}, gather=gather)
+
+    found = tf.concat([part(labels[rows], logits[rows]) for rows in parts], 0)
+    np.testing.assert_allclose(found, loss(labels, {"logits": logits}), rtol=1e-6)
+
+
 def test_of_many_positives_the_worst_are_ranked():
     logits = np.array([[3.0, -1.0, 2.0, 0.5]])
     value = losses.create("SoftRankingLoss", positives=1)(
@@ -422,6 +688,43 @@ def test_the_ranking_loss_takes_no_frames():
         losses.objective(_create("SoftRankingLoss"), LABELS, outputs)
 
 
+def _hinge_ranking_twin(labels, logits, rated, margin, negatives, positives):
+    values = []
+    for y, x, r in zip(labels, logits, rated, strict=True):
+        p = sorted(x[(y >= 0.5) & r])[:positives]
+        n = sorted(x[(y < 0.5) & r])[::-1][:negatives]
+        pairs = [max(0, margin - a + b) for a in p for b in n]
+        values.append(np.mean(pairs) if pairs else 0)
+    return values
+
+
+@pytest.mark.parametrize("all_rated", [True, False])
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"margin": 1.0, "negatives": 30, "positives": 32},
+        {"margin": 0.3, "negatives": 2, "positives": 1},
+    ],
+)
+def test_the_hinge_ranking_loss_is_the_mean_over_the_pairs_of_a_video(args, all_rated):
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(6, 8)), rng.random((6, 8))
+    labels[1], labels[2] = 0, 1  # videos without a pair
+    rated = np.ones((6, 8), bool) if all_rated else rng.random((6, 8)) < 0.7
+    x = tf.constant(logits, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = losses.create("HingeRankingLoss", **args)(
+            tf.constant(labels), {"logits": x}, None if all_rated else rated
+        )
+    expected = _hinge_ranking_twin(labels, logits, rated, **args)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert np.any(value > 0) and np.all(value[1:3] == 0)
+    slope = tape.gradient(value, x).numpy()
+    np.testing.assert_array_equal(slope[1:3], 0)
+    np.testing.assert_allclose(slope.sum(-1), np.zeros(6), atol=1e-6)
+
+
 # By name
 
 
@@ -434,7 +737,36 @@ def test_an_unknown_loss_lists_near_matches():
     ("name", "args", "message"),
     [
         ("PseudoHuberLoss", {"dleta": 1}, "no argument dleta. Did you mean delta"),
-        ("CrossEntropyLoss", {"delta": 1}, "has no argument delta. Known: none"),
+        ("HingeLoss", {"delta": 1}, "has no argument delta. Known: none"),
+        ("CrossEntropyLoss", {"label_smoothing": 1}, "must be at least 0 and below 1"),
+        ("FocalLoss", {"gamma": -1}, "`gamma` must not be negative"),
+        ("FocalLoss", {"alpha": 1}, "`alpha` must lie between 0 and 1"),
+        ("AsymmetricLoss", {"gamma_negative": -1}, "must not be negative. Received"),
+        ("AsymmetricLoss", {"margin": 1}, "`margin` must be at least 0 and below 1"),
+        ("ConfidencePenaltyLoss", {}, "needs class_accuracies: give"),
+        (
+            "ConfidencePenaltyLoss",
+            {"class_accuracies": "accuracies.csv", "penalty_weight": -1},
+            "`penalty_weight` must not be negative",
+        ),
+        ("CorrectedCrossEntropyLoss", {}, "needs false_negative_rate: give"),
+        (
+            "CorrectedCrossEntropyLoss",
+            {"false_negative_rate": 0.6, "false_positive_rate": 0.4},
+            "must add up to less than 1. Received: 1$",
+        ),
+        (
+            "CorrectedCrossEntropyLoss",
+            {"false_negative_rate": -0.1},
+            "A rate must be at least 0 and below 1",
+        ),
+        (
+            "ReweightedCrossEntropyLoss",
+            {"misprediction_weight": -1},
+            "`misprediction_weight` must not be negative",
+        ),
+        ("HingeRankingLoss", {"margin": 0}, "`margin` must be positive"),
+        ("HingeRankingLoss", {"positives": 0}, "must be positive. Received: negatives"),
         ("PseudoHuberLoss", {"delta": 0}, "delta=0: `delta` must be positive"),
         ("PseudoHuberLoss", {"delta": "a"}, "cannot be computed with delta='a'"),
         ("CenterLoss", {"center_weight": -1}, "`center_weight` must not be negative"),
@@ -523,8 +855,8 @@ def test_arguments_of_the_loss_change_what_is_learned(shards, tmp_path):
         ),
         (
             ["--label_loss=ClassBalancedCrossEntropyLoss", "--class_counts=big.csv"],
-            "train: big.csv counts class 7, but the classes are 0 to 2: take a file of "
-            "the same classes.",
+            "train: big.csv has the class 7, but the classes are 0 to 2: take a file "
+            "of the same classes.",
         ),
     ],
 )

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from yt8m.class_counts import read_class_counts
+from yt8m.class_figures import read_class_counts
 from yt8m.errors import UserError
 from yt8m.layers.constants import from_file
 from yt8m.layers.dropout import SeedGenerator

@@ -6,6 +6,7 @@ a step, `Journal` what is written down.
 
 import contextlib
 import csv
+import functools
 import logging
 import math
 import os
@@ -643,6 +644,9 @@ class StepFunctions:
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
         drawing = drawing_for(context.replica_id_in_sync_group)
+        gather = None
+        if replicas > 1:
+            gather = functools.partial(context.all_gather, axis=0)
         with tf.GradientTape() as tape, drawing:
             outputs = forward(self.model, batch, training=True)
             loss = losses.objective(
@@ -651,6 +655,7 @@ class StepFunctions:
                 outputs,
                 batch.get("label_weights"),
                 settings.deep_supervision_weight,
+                gather,
             )
             loss = tf.reduce_sum(loss) / size
             # Every part of every replica adds the same penalties: each takes its share.

@@ -73,7 +73,11 @@ test-jax: $(VENV)-jax/installed
 	$(BIN)/python tests/jax_numbers.py
 	KERAS_BACKEND=jax $(VENV)-jax/bin/python -m pytest --noconftest tests/jax_numbers.py
 
-# Every recipe at reduced size; writes docs/models.md and docs/recipes.md.
+# Every recipe at reduced size; writes docs/models.md and docs/recipes.md. Then the tests
+# that otherwise take one model of each family, of every model.
+EVERY_MODEL_TESTS := models xla synchronized_norm distributed_evaluation
+
 sweep: $(VENV)/installed-dev
 	$(BIN)/yt8m models --format=markdown --output_file=docs/models.md
 	$(BIN)/python -m benchmarks.sweep
+	YT8M_EVERY_MODEL=1 $(BIN)/python -m pytest $(EVERY_MODEL_TESTS:%=tests/test_%.py)

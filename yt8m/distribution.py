@@ -276,10 +276,9 @@ class EachReplica:
         self._strategy = strategy
         self._part = part_of(strategy) if strategy else Part()
         self._rows = rows if wants_static_shapes(strategy) else None
-        self._one = tf.function(function, reduce_retracing=True)
-        self._all = tf.function(
-            lambda inputs: self._run(function, inputs), reduce_retracing=True
-        )
+        self._one = tf.function(function)
+        self._all = tf.function(lambda batches: self._run(function, batches))
+        self._traced = False
 
     def map(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         """Lazily turns (anything, batch) into (the same, results), in order.
@@ -288,7 +287,7 @@ class EachReplica:
         """
         if self._part.total == 1 and not self._rows:
             for kept, batch in batches:
-                yield kept, None if batch is None else self._one(batch)
+                yield kept, None if batch is None else self._call(self._one, batch)
             return
         group, filled = [], 0
         for kept, batch in batches:
@@ -313,11 +312,7 @@ class EachReplica:
         # Replicas without a batch repeat the last, and nobody looks at what they find.
         idle = self._part.total - len(batches)
         batches = batches + batches[-1:] * idle
-        outputs = self._all(
-            self._strategy.experimental_distribute_values_from_function(
-                lambda context: batches[context.replica_id_in_sync_group]
-            )
-        )
+        outputs = self._call(self._all, batches)
         if self._part.count < self._part.total:  # of all replicas, one after the other
             ends = np.cumsum([_rows_of(batch) for batch in batches])
             outputs = [
@@ -331,11 +326,25 @@ class EachReplica:
             ]
         return outputs[: len(sizes)]
 
+    def _call(self, function: tf.types.experimental.GenericFunction, inputs) -> Any:
+        """`function` of inputs, traced once, for any number of rows and frames.
+
+        TensorFlow rewrites a graph of known shapes in other ways than one of unknown
+        shapes: a result would depend on whether its batch was the first of a replica.
+        """
+        if not self._traced and not self._rows:
+            function.get_concrete_function(tf.nest.map_structure(_any_rows, inputs))
+            self._traced = True
+        return function(inputs)
+
     def _run(self, function: Callable[[dict[str, tf.Tensor]], Any], batches) -> Any:
         """What the replicas of this process find, a list; of several workers, what all
         replicas find, one after the other."""
         strategy = self._strategy
-        outputs = strategy.run(function, args=(batches,))
+        inputs = strategy.experimental_distribute_values_from_function(
+            lambda context: batches[context.replica_id_in_sync_group]
+        )
+        outputs = strategy.run(function, args=(inputs,))
         if self._part.count < self._part.total:
             return tf.nest.map_structure(lambda x: strategy.gather(x, axis=0), outputs)
         return [
@@ -348,6 +357,12 @@ class EachReplica:
 
 def _rows_of(batch: dict[str, tf.Tensor]) -> int:
     return int(next(iter(batch.values())).shape[0])
+
+
+def _any_rows(x: Any) -> tf.TensorSpec:
+    """What [B, D] and [B, T, D] are for any B and T."""
+    x = tf.convert_to_tensor(x)
+    return tf.TensorSpec([None] * max(x.shape.rank - 1, 1) + x.shape[1:][-1:], x.dtype)
 
 
 def _pad(batch: dict[str, tf.Tensor], rows: int) -> dict[str, tf.Tensor]:

@@ -73,24 +73,26 @@ class SoftAssignment(keras.layers.Layer):
         )
 
     def assignment_logits(self, frames, mask, training=False):
-        """Logits float32 [B, T, K], and the scale and offset [D] of the input norm.
+        """Logits float32 [B, T, K], and the scale and offset of the input norm.
 
-        Frames x stand for x * scale + offset, which is never formed.
+        Frames x stand for x * scale + offset, which is never formed: both are [D], or
+        the numbers 1 and 0 without an input norm.
         """
-        weights = ops.convert_to_tensor(self.cluster_weights)
-        scale, offset = ops.ones(frames.shape[-1]), ops.zeros(frames.shape[-1])
+        weights, scale, offset, shift = self.cluster_weights, 1.0, 0.0, 0.0
         if self.input_batch_norm:
             scale, offset = self.input_norm.affine(frames, mask, training)
             shift, weights = ops.matmul(offset, weights), weights * scale[:, None]
+        if not self.add_batch_norm:
+            # One vector is added. Two that follow each other TensorFlow adds up first
+            # where it knows all shapes, and in a batch of another shape does not.
+            shift = shift + self.cluster_bias
         logits = ops.matmul(frames, ops.cast(weights, frames.dtype))
         logits = ops.cast(logits, "float32")
-        if self.input_batch_norm:
+        if self.input_batch_norm or not self.add_batch_norm:
             logits += shift
         if self.add_batch_norm:
             gain, shift = self.cluster_norm.affine(logits, mask, training)
             logits = logits * gain + shift
-        else:
-            logits += self.cluster_bias
         return logits, scale, offset
 
     def assign(self, frames, mask, training=False):

@@ -32,6 +32,7 @@ from yt8m.errors import DataError, UserError
 FORMAT = "yt8m predictions"
 VERSION = 1
 META_FILE = "meta.json"
+ENDING = ".predictions"  # of the names of folders to write
 
 _MAX_CLASSES = 1 << 16
 _HEADER_BYTES = 128  # of an .npy file, whatever its count

@@ -79,7 +79,7 @@ def export(run: Run, output_dir: str, top_k: int = 20) -> None:
         classes = os.path.join(run.directory, SEGMENT_CLASSES_FILE)
         if tf.io.gfile.exists(classes):
             tf.io.gfile.copy(classes, os.path.join(directory, SEGMENT_CLASSES_FILE))
-        _write_record(run, signatures, os.path.join(directory, EXPORT_FILE))
+        write_record(run, signatures, os.path.join(directory, EXPORT_FILE))
 
     write_directory(output_dir, EXPORT_FILE, write)
 
@@ -115,7 +115,7 @@ def export_mediapipe(run: Run, output_dir: str) -> None:
 
     def write(directory: str) -> None:
         tf.saved_model.save(module, directory, signatures)
-        _write_record(run, signatures, os.path.join(directory, MEDIAPIPE_FILE))
+        write_record(run, signatures, os.path.join(directory, MEDIAPIPE_FILE))
 
     write_directory(output_dir, MEDIAPIPE_FILE, write)
 
@@ -184,7 +184,10 @@ def _save_keras(run: Run, directory: str) -> None:
         ) from e
 
 
-def _write_record(run: Run, signatures: dict[str, Any], path: str) -> None:
+def write_record(
+    run: Run, signatures: dict[str, Any], path: str, **more: dict[str, Any]
+) -> None:
+    """Writes what a SavedModel was made of, and `more`, as JSON."""
     record = {
         "config": dataclasses.asdict(run.config),
         "step": run.checkpoint.step,
@@ -194,6 +197,7 @@ def _write_record(run: Run, signatures: dict[str, Any], path: str) -> None:
             "keras": keras.__version__,
         },
         "signatures": {name: _describe(f) for name, f in signatures.items()},
+        **more,
     }
     runs.write_file(path, json.dumps(record, indent=2) + "\n")
 

@@ -85,7 +85,7 @@ def define(flags: shared.FlagValues) -> None:
     )
     absl_flags.DEFINE_integer(
         "learn_videos",
-        50_000,
+        20_000,
         "Videos to learn on at most; of more, so many are taken evenly.",
         1,
         flag_values=flags,

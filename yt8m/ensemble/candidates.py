@@ -7,6 +7,7 @@ sources ranks that high.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from yt8m.ensemble.sources import Source, best_classes, joined
 from yt8m.errors import DataError
 from yt8m.inference.scoring import GroundTruth
 from yt8m.inference.submission import as_text
-from yt8m.metrics.ranking import PairKeys
+from yt8m.metrics.ranking import PairKeys, class_type
 
 _VIDEOS = 512  # at once
 
@@ -49,15 +50,22 @@ class Candidates:
 
     def gap_of(self, combined: np.ndarray) -> float:
         """GAP@top_k of one score for each pair, float32 [P]."""
-        width = int(self.columns.max(initial=0)) + 1
-        shape = (self.num_videos, width)
-        place = (self.rows, self.columns)
-        scores = np.full(shape, -np.inf, np.float32)
-        classes, hits = np.zeros(shape, np.int32), np.zeros(shape, bool)
-        scores[place], classes[place], hits[place] = combined, self.classes, self.hits
+        padded = np.append(combined, np.float32(-np.inf))
+        scores = padded[self._places]
         best = best_classes(scores, self.top_k)
-        taken = [np.take_along_axis(a, best, axis=1) for a in (scores, classes, hits)]
-        return PairKeys(*taken).gap(self.total_positives)
+        pairs = np.take_along_axis(self._places, best, axis=1)
+        classes, hits = np.append(self.classes, 0), np.append(self.hits, False)
+        classes = classes.astype(class_type(int(classes.max()) + 1))
+        top = PairKeys(padded[pairs], classes[pairs], hits[pairs])
+        return top.gap(self.total_positives)
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """The number of each video's pairs, int32 [N, most pairs]; P where none is."""
+        width = int(self.columns.max(initial=0)) + 1
+        places = np.full((self.num_videos, width), len(self.rows), np.int32)
+        places[self.rows, self.columns] = np.arange(len(self.rows))
+        return places
 
 
 def collect(

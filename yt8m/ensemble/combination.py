@@ -107,13 +107,14 @@ class Combination:
             rows: of the n videos in each source, as `joined` gives them.
             weights: [M], which sum to 1; a source of weight 0 is not read.
         """
-        total, named = None, None
+        shape = (len(rows[0]), self.sources[0].num_classes)
+        total, named = np.zeros(shape, np.float32), np.zeros(shape, bool)
         for number, weight in enumerate(weights):
             if weight:
                 p = self.sources[number].probabilities(rows[number])
-                part = np.float32(weight) * self.scores(number, p)
-                total = part if total is None else total + part
-                named = p > 0 if named is None else named | (p > 0)
+                total += np.float32(weight) * self.scores(number, p)
+                if self.method == "geometric":
+                    named |= p > 0
         if self.method == "geometric":
             return np.where(named, 1 / (1 + np.exp(-total)), 0).astype(np.float32)
         return np.minimum(total, 1)  # a rounding beyond it

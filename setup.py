@@ -30,9 +30,10 @@ setup(
         # tensorflow-io does not pin TensorFlow; its last release loads with 2.16 only.
         "io": ["tensorflow==2.16.*", "tensorflow-io==0.37.1"],
         "clusters": ["scikit-learn"],
+        "ensemble": ["lightgbm"],
         # The plot of `python -m benchmarks.quality`.
         "plots": ["matplotlib"],
-        "dev": ["pytest", "ruff", "scikit-learn"],
+        "dev": ["pytest", "ruff", "scikit-learn", "lightgbm"],
     },
     entry_points={"console_scripts": ["yt8m = yt8m.cli.main:main"]},
 )

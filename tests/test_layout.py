@@ -22,6 +22,7 @@ RANKS = {
     "yt8m.layers": 1,
     "yt8m.losses": 1,
     "yt8m.metrics": 1,
+    "yt8m.compression": 1,
     "yt8m.model": 2,
     "yt8m.distribution": 2,
     "yt8m.cost": 3,
@@ -31,8 +32,9 @@ RANKS = {
     "yt8m.evaluation": 5,
     "yt8m.inference": 5,
     "yt8m.export": 5,
-    "yt8m.training": 6,
-    "yt8m.cli": 7,
+    "yt8m.ensemble": 6,
+    "yt8m.training": 7,
+    "yt8m.cli": 8,
 }
 # The lowest rank is one room: its files may import one another.
 GROUND = 0

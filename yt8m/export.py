@@ -79,9 +79,9 @@ def export(run: Run, output_dir: str, top_k: int = 20) -> None:
         classes = os.path.join(run.directory, SEGMENT_CLASSES_FILE)
         if tf.io.gfile.exists(classes):
             tf.io.gfile.copy(classes, os.path.join(directory, SEGMENT_CLASSES_FILE))
-        _write_record(run, signatures, os.path.join(directory, EXPORT_FILE))
+        write_record(run, signatures, os.path.join(directory, EXPORT_FILE))
 
-    _write_directory(output_dir, EXPORT_FILE, write)
+    write_directory(output_dir, EXPORT_FILE, write)
 
 
 def export_mediapipe(run: Run, output_dir: str) -> None:
@@ -115,15 +115,25 @@ def export_mediapipe(run: Run, output_dir: str) -> None:
 
     def write(directory: str) -> None:
         tf.saved_model.save(module, directory, signatures)
-        _write_record(run, signatures, os.path.join(directory, MEDIAPIPE_FILE))
+        write_record(run, signatures, os.path.join(directory, MEDIAPIPE_FILE))
 
-    _write_directory(output_dir, MEDIAPIPE_FILE, write)
+    write_directory(output_dir, MEDIAPIPE_FILE, write)
 
 
-def _write_directory(
+def write_directory(
     output_dir: str, record_file: str, write: Callable[[str], None]
 ) -> None:
-    """Has `write` fill a directory under a temporary name, and renames that."""
+    """Has `write` fill a directory under a temporary name, and renames that.
+
+    Args:
+        output_dir: a new or empty directory, or one with an earlier `record_file`,
+            which is replaced.
+        record_file: a file that `write` writes, by which the directory is known.
+        write: gets the temporary directory.
+
+    Raises:
+        UserError: `output_dir` holds something else, or cannot be written.
+    """
     output_dir = output_dir.rstrip("/")
     _refuse_foreign(output_dir, record_file)
     temporary = f"{output_dir}.exporting"
@@ -174,7 +184,10 @@ def _save_keras(run: Run, directory: str) -> None:
         ) from e
 
 
-def _write_record(run: Run, signatures: dict[str, Any], path: str) -> None:
+def write_record(
+    run: Run, signatures: dict[str, Any], path: str, **more: dict[str, Any]
+) -> None:
+    """Writes what a SavedModel was made of, and `more`, as JSON."""
     record = {
         "config": dataclasses.asdict(run.config),
         "step": run.checkpoint.step,
@@ -184,6 +197,7 @@ def _write_record(run: Run, signatures: dict[str, Any], path: str) -> None:
             "keras": keras.__version__,
         },
         "signatures": {name: _describe(f) for name, f in signatures.items()},
+        **more,
     }
     runs.write_file(path, json.dumps(record, indent=2) + "\n")
 

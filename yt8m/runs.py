@@ -3,6 +3,8 @@
     RUN/config.json                     everything the run was started with
     RUN/checkpoints/step-00001000/      one checkpoint: TensorFlow's files and
         checkpoint.json                 ... a record of them, written last
+        weights.npz                     instead of TensorFlow's files, in a run that
+                                        `yt8m compress` wrote (see `yt8m.compression`)
     RUN/metrics.csv, RUN/events/        written by the trainer
     RUN/predict/                        written by evaluation
 
@@ -19,15 +21,17 @@ import os
 import re
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from yt8m import registry, schema
+from yt8m import compression, registry, schema
 from yt8m.config import DataConfig, ModelConfig, RunConfig
 from yt8m.errors import UserError
 from yt8m.layers.constants import weights_follow
@@ -35,6 +39,7 @@ from yt8m.model import FrameLevelModel, YT8MModel
 
 CONFIG_FILE = "config.json"
 RECORD_FILE = "checkpoint.json"
+COMPRESSED_FILE = "weights.npz"
 EXPORT_FILE = "export.json"  # in the directory of an export
 SEGMENT_CLASSES_FILE = "segment_label_ids.csv"  # classes that segments are rated for
 _FILE_ERRORS = (OSError, tf.errors.OpError)
@@ -381,6 +386,38 @@ class Checkpoints:
             ) from e
         self._remove_old()
 
+    def save_compressed(
+        self, model: YT8MModel, info: CheckpointInfo, method: str
+    ) -> CheckpointInfo:
+        """Writes the weights of a model alone, compressed.
+
+        Args:
+            model: whose weights were restored from `info`.
+            info: the checkpoint of another run, whose step it gets.
+            method: one of `compression.METHODS`.
+
+        Raises:
+            UserError: it cannot be written, or a weight is not finite.
+        """
+        path = os.path.join(self.directory, f"step-{info.step:08d}")
+        # Its metrics, and the averages that evaluation takes, are the other run's.
+        saved = replace(info, path=path, validation=None, ema=False)
+        weights = (np.asarray(_tf_variable(v)) for v in model.variables)
+        try:
+            tf.io.gfile.makedirs(path)
+            with tempfile.TemporaryDirectory() as folder:
+                local = os.path.join(folder, COMPRESSED_FILE)
+                with open(local, "wb") as f:
+                    compression.write_weights(f, weights, method)
+                tf.io.gfile.copy(local, os.path.join(path, COMPRESSED_FILE))
+        except _FILE_ERRORS as e:
+            raise UserError(f"{path} cannot be written: {reason(e)}") from e
+        self._write_record(saved)
+        return saved
+
+    def is_compressed(self, info: CheckpointInfo) -> bool:
+        return tf.io.gfile.exists(os.path.join(info.path, COMPRESSED_FILE))
+
     def exists(self, info: CheckpointInfo) -> bool:
         return tf.io.gfile.exists(os.path.join(info.path, RECORD_FILE))
 
@@ -427,6 +464,9 @@ class Checkpoints:
             UserError: a file is unreadable, or a weight of the model is missing in
                 the checkpoint or has another shape there.
         """
+        if self.is_compressed(info):
+            self._expand(info, objects)
+            return
         checkpoint = tf.train.Checkpoint(**_by_place(objects, _tf_variable))
         try:
             status = checkpoint.read(os.path.join(info.path, "state"))
@@ -439,6 +479,35 @@ class Checkpoints:
             raise UserError(
                 f"The checkpoint {info.path} does not fit the model: {reason(e)}"
             ) from e
+
+    def _expand(self, info: CheckpointInfo, objects: dict[str, Any]) -> None:
+        """As `restore`, of a compressed checkpoint."""
+        path = os.path.join(info.path, COMPRESSED_FILE)
+        if set(objects) != {"model"}:
+            raise UserError(
+                f"{path} holds compressed weights, from which no training goes on; "
+                "train in the directory of the run that was compressed."
+            )
+        variables = objects["model"].variables
+        place = 0
+        try:
+            with tf.io.gfile.GFile(path, "rb") as f:
+                for place, weight in enumerate(compression.read_weights(f), 1):
+                    if place > len(variables):
+                        raise ValueError(f"it has more than {len(variables)} weights")
+                    # Also of another type: Keras would cast it.
+                    variable = variables[place - 1]
+                    found = weight.shape, str(weight.dtype)
+                    if found != (tuple(variable.shape), variable.dtype):
+                        raise ValueError(
+                            f"weight {place} is {weight.dtype} {list(weight.shape)}, "
+                            f"not {variable.dtype} {list(variable.shape)}"
+                        )
+                    variable.assign(weight)
+            if place < len(variables):
+                raise ValueError(f"it has {place} of {len(variables)} weights")
+        except (ValueError, *_FILE_ERRORS) as e:
+            raise UserError(f"{path} does not fit the model: {reason(e)}") from e
 
     def restore_for_evaluation(self, info: CheckpointInfo, model: YT8MModel) -> None:
         """Restores a model as it is evaluated: with the averages of its weights, if

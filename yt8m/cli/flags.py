@@ -644,6 +644,32 @@ def training_config(flags: FlagValues) -> TrainingConfig:
     return TrainingConfig(**values)
 
 
+def weights(flags: FlagValues, count: int) -> list[float] | None:
+    """The weights of --weights, divided by their sum; None if it is not given.
+
+    Args:
+        flags: of a command with --weights.
+        count: how many there must be.
+
+    Raises:
+        UserError: another number of them, or one that is negative or no number.
+    """
+    if not flags.weights:
+        return None
+    try:
+        found = [float(w) for w in flags.weights.split(",")]
+    except ValueError:
+        found = []
+    if len(found) != count or not all(0 <= w < float("inf") for w in found):
+        raise UserError(
+            f"--weights={flags.weights} must be {count} numbers that are not negative, "
+            "separated by commas."
+        )
+    if not sum(found):
+        raise UserError(f"--weights={flags.weights}: one must be positive.")
+    return [w / sum(found) for w in found]
+
+
 def given(flags: FlagValues, name: str) -> bool:
     """Whether the user (or a recipe) set the flag."""
     return bool(flags[name].present)

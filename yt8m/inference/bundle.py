@@ -3,7 +3,8 @@
 A bundle is a gzipped tar of plain files without folders:
 
     config.json               the run's configuration
-    checkpoint.json, state.*  one checkpoint, the model's weights alone
+    checkpoint.json, state.*  one checkpoint, the model's weights alone; or weights.npz
+                              instead of state.*, if the run is compressed
     segment_label_ids.csv     if the run has one
     NAME.py                   the user's file of models (`--model_module`), if any
 
@@ -43,8 +44,9 @@ MARKER_FILE = "bundle.json"
 _MAX_BYTES = 16 << 30
 _MAX_TEXT_BYTES = 16 << 20  # of a member that is read whole
 _MAX_MEMBERS = 64
-_NEEDED = (runs.CONFIG_FILE, runs.RECORD_FILE, "state.index")
+_NEEDED = (runs.CONFIG_FILE, runs.RECORD_FILE)
 _STATE = re.compile(r"state\.(index|data-\d{5}-of-\d{5})")
+_INDEX = "state.index"
 _MODULE = re.compile(r"\w[\w.-]{0,90}\.py", re.ASCII)
 _BLOCK = 512  # bytes of a tar header; contents are padded to a multiple
 _CHUNK = 1 << 20
@@ -81,12 +83,22 @@ def write_bundle(run: Run, path: str) -> None:
 def _collect(run: Run, folder: str) -> None:
     """Puts what goes into the bundle into `folder`, without sub-folders."""
     info, model = run.checkpoint, run.config.model
-    saved = runs.Checkpoints(folder).save(
-        {"model": run.model}, info.step, info.examples, info.batch_size, info.validation
-    )
-    for name in os.listdir(saved.path):
-        os.rename(os.path.join(saved.path, name), os.path.join(folder, name))
-    shutil.rmtree(os.path.join(folder, "checkpoints"))
+    checkpoints = runs.Checkpoints(folder)
+    if checkpoints.is_compressed(info):
+        for name in (runs.RECORD_FILE, runs.COMPRESSED_FILE):
+            source = os.path.join(info.path, name)
+            tf.io.gfile.copy(source, os.path.join(folder, name))
+    else:
+        saved = checkpoints.save(
+            {"model": run.model},
+            info.step,
+            info.examples,
+            info.batch_size,
+            info.validation,
+        )
+        for name in os.listdir(saved.path):
+            os.rename(os.path.join(saved.path, name), os.path.join(folder, name))
+        shutil.rmtree(os.path.join(folder, "checkpoints"))
     if model.module:
         name = os.path.basename(model.module)
         if not _MODULE.fullmatch(name):
@@ -149,7 +161,7 @@ def read_bundle(path: str, directory: str) -> str:
         checkpoint = os.path.join(temporary, "checkpoints", f"step-{step:08d}")
         tf.io.gfile.makedirs(checkpoint)
         for name in names:
-            if name == runs.RECORD_FILE or _STATE.fullmatch(name):
+            if name == runs.RECORD_FILE or _is_weights(name):
                 tf.io.gfile.rename(
                     os.path.join(temporary, name), os.path.join(checkpoint, name)
                 )
@@ -203,7 +215,8 @@ def _unpack(path: str, folder: str) -> list[str]:
             with tf.io.gfile.GFile(target, "wb") as f:
                 for chunk in _contents(where, stream, member.size):
                     f.write(chunk)
-    missing = [name for name in _NEEDED if name not in names]
+    weights = runs.COMPRESSED_FILE if runs.COMPRESSED_FILE in names else _INDEX
+    missing = [name for name in (*_NEEDED, weights) if name not in names]
     if missing:
         raise DataError(f"{path} is no model bundle: it has no {missing[0]}.")
     return names
@@ -248,7 +261,7 @@ def _refuse_member(where: str, member: tarfile.TarInfo, earlier: list[str]) -> N
             f"{where}: not a plain file but of tar's type {member.type!r}, which no "
             "model bundle has."
         )
-    module, state = _MODULE.fullmatch(name), _STATE.fullmatch(name)
+    module, state = _MODULE.fullmatch(name), _is_weights(name)
     if not (module or state or name in (*_NEEDED, runs.SEGMENT_CLASSES_FILE)):
         raise DataError(f"{where}: no model bundle has a file of this name.")
     if name in earlier or (module and any(_MODULE.fullmatch(n) for n in earlier)):
@@ -257,6 +270,10 @@ def _refuse_member(where: str, member: tarfile.TarInfo, earlier: list[str]) -> N
         raise DataError(f"{where}: more than {_MAX_MEMBERS} members.")
     if not 0 <= member.size <= (_MAX_BYTES if state else _MAX_TEXT_BYTES):
         raise DataError(f"{where}: a size of {member.size} bytes; no bundle has that.")
+
+
+def _is_weights(name: str) -> bool:
+    return name == runs.COMPRESSED_FILE or _STATE.fullmatch(name) is not None
 
 
 def _contents(where: str, stream: BinaryIO, size: int) -> Iterator[bytes]:

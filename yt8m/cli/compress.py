@@ -1,0 +1,158 @@
+"""Compresses the weights of a run: 16-bit floats, or 8-bit codes into codebooks.
+
+    yt8m compress --train_dir=/tmp/netvlad --output_dir=/tmp/netvlad_small \\
+        --method=codebook8 --eval_data_pattern='validate*.tfrecord' --max_bytes=1GB
+
+What is written is a run directory that stays small on disk: eval.py, inference.py and
+export_model.py take it as --train_dir, and inference.py --output_model_tgz packs it
+into one file. Only the weights' storage changes: the arithmetic is as before. Biases,
+norms and other small weights are kept. Training does not go on from it.
+
+With --eval_data_pattern it says the GAP before and after, of the weights as they are
+read from the files. --max_bytes refuses what is larger: the challenge of 2018 took one
+model of at most 1 GB.
+"""
+
+import json
+import os
+import re
+from typing import Any
+
+import numpy as np
+from absl import flags as absl_flags
+
+from yt8m.cli import flags as shared
+from yt8m.compression import METHODS
+from yt8m.errors import UserError
+
+RECORD_FILE = "compression.json"
+
+_UNITS = {
+    **{"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9},
+    **{"KIB": 2**10, "MIB": 2**20, "GIB": 2**30},
+}
+_OF_EVALUATION = ("batch_size", "on_bad_record", "num_readers", "eval_frames")
+
+
+def define(flags: shared.FlagValues) -> None:
+    shared.train_dir(flags)
+    shared.checkpoint(flags)
+    shared.output_dir(flags, "The run directory to write.")
+    absl_flags.DEFINE_enum(
+        "method", "codebook8", METHODS, "What weights become.", flag_values=flags
+    )
+    absl_flags.DEFINE_string(
+        "max_bytes",
+        "",
+        "Refuses a result of more bytes: a number, or as 1GB (10^9) or 1GiB (2^30).",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_string(
+        "eval_data_pattern",
+        "",
+        "Shards by which to say the GAP before and after: globs.",
+        flag_values=flags,
+    )
+    shared.batch_size(flags, 1024, "Videos in a batch; does not change the result.")
+    shared.bad_records(flags)
+    shared.eval_frames(flags)
+
+
+def run(flags: shared.FlagValues) -> int:
+    from yt8m import runs
+    from yt8m.export import write_directory
+
+    shared.require(flags, "output_dir", "No directory to write")
+    most = parse_bytes(flags.max_bytes, "--max_bytes") if flags.max_bytes else None
+    for name in _OF_EVALUATION:
+        if shared.given(flags, name) and not flags.eval_data_pattern:
+            raise UserError(f"--{name} is of the evaluation: give --eval_data_pattern.")
+    source = flags.train_dir.rstrip("/")
+    run = runs.load_run(source, flags.checkpoint)
+    reader = None
+    if flags.eval_data_pattern:
+        data, options = shared.evaluated_data(flags, run.config.data)
+        reader = shared.reader(
+            flags,
+            "eval_data_pattern",
+            data,
+            wanted_by=run.config.model.name,
+            batch_size=flags.batch_size,
+            **options,
+        )
+    record: dict[str, Any] = {
+        "run": run.checkpoint.path,
+        "method": flags.method,
+        "bytes_before": sum(np.asarray(v).nbytes for v in run.model.variables),
+    }
+
+    def write(directory: str) -> None:
+        _write_run(run, directory, flags.method)
+        record["bytes"] = size = _bytes_below(directory)
+        if most is not None and size > most:
+            raise UserError(
+                f"{run.checkpoint.path} takes {size:,} bytes with --method="
+                f"{flags.method}, more than the {most:,} of --max_bytes="
+                f"{flags.max_bytes}; choose another method or a smaller model."
+            )
+        if reader:
+            record["gap_before"] = _gap(run, reader)
+            record["gap"] = _gap(runs.load_run(directory), reader)
+        text = json.dumps(record, indent=2) + "\n"
+        runs.write_file(os.path.join(directory, RECORD_FILE), text)
+
+    write_directory(flags.output_dir, RECORD_FILE, write)
+    before, after = record["bytes_before"], record["bytes"]
+    print(
+        f"{run.checkpoint.path} compressed to {flags.output_dir}: {before:,} bytes of "
+        f"weights before, {after:,} bytes after ({after / before:.3f})"
+    )
+    if reader:
+        shared.report_left_out(reader)
+        print(f"GAP {record['gap_before']:.5f} before, {record['gap']:.5f} after")
+    return 0
+
+
+def parse_bytes(text: str, flag: str) -> int:
+    """Reads a number of bytes such as `1GB`.
+
+    Raises:
+        UserError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if not found or found[2].upper() not in _UNITS:
+        raise UserError(
+            f"{flag}={text} is no number of bytes; write it as 1000000, 500MB, 1GB or "
+            "1GiB."
+        )
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def _write_run(run: Any, directory: str, method: str) -> None:
+    """A run directory with the weights of `run`, compressed."""
+    import tensorflow as tf
+
+    from yt8m import runs
+
+    runs.write_config(directory, run.config)
+    runs.Checkpoints(directory).save_compressed(run.model, run.checkpoint, method)
+    classes = os.path.join(run.directory, runs.SEGMENT_CLASSES_FILE)
+    if tf.io.gfile.exists(classes):
+        tf.io.gfile.copy(classes, os.path.join(directory, runs.SEGMENT_CLASSES_FILE))
+
+
+def _bytes_below(directory: str) -> int:
+    import tensorflow as tf
+
+    return sum(
+        tf.io.gfile.stat(os.path.join(folder, name)).length
+        for folder, _, names in tf.io.gfile.walk(directory)
+        for name in names
+    )
+
+
+def _gap(run: Any, reader: Any) -> float:
+    from yt8m import evaluation
+
+    training = run.config.training
+    return evaluation.evaluate(run.model, reader, training, progress=True)["gap"]

@@ -1,0 +1,1 @@
+"""Several models' predictions as one: combined, weighed, learned, exported."""

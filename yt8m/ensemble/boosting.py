@@ -1,0 +1,123 @@
+"""Gradient-boosted trees over the scores of first-level models, by LightGBM.
+
+An example is a candidate pair of video and class. Its features are, of each source,
+the logit of its probability and the rank of the class among the video's candidates,
+and the mean of the logits; the trees tell whether the class is a label of the video.
+
+Reference: the second level of Ostyakov et al., "Label denoising with large ensembles of
+heterogeneous neural networks", 2018, arXiv:1809.04403, an ensemble of 115 models.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from yt8m.ensemble.candidates import Candidates, candidate_scores, columns_of
+from yt8m.ensemble.combination import logits_of
+from yt8m.ensemble.sources import Source, joined
+from yt8m.errors import UserError
+
+_FLOOR = 1e-6  # of probabilities whose logits are taken
+_VIDEOS = 512  # at once
+# LightGBM's own names. Given the data they make equal trees, on any number of threads.
+_FIXED = {
+    "objective": "binary",
+    "seed": 0,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+_DEFAULT = {
+    "num_iterations": 200,
+    "learning_rate": 0.05,
+    "num_leaves": 63,
+    "min_data_in_leaf": 50,
+}
+
+
+def first_level_score(number: int, probabilities: np.ndarray) -> np.ndarray:
+    """What `candidates.collect` is to take of a source: logits."""
+    return logits_of(probabilities, _FLOOR)
+
+
+class BoostedTrees:
+    """Trees learned on candidates.
+
+    Args:
+        candidates: collected with `first_level_score`.
+        args: of LightGBM, by its names; the others are those of this file.
+
+    Raises:
+        UserError: LightGBM is not installed, or refuses an argument.
+    """
+
+    def __init__(self, candidates: Candidates, args: dict[str, Any] | None = None):
+        lightgbm = import_lightgbm()
+        fixed = sorted(set(args or {}) & set(_FIXED))
+        if fixed:
+            raise UserError(
+                f"--lightgbm_args: {fixed[0]} is always {_FIXED[fixed[0]]}; leave it "
+                "out."
+            )
+        parameters = {**_DEFAULT, **(args or {}), **_FIXED}
+        rounds = parameters.pop("num_iterations")
+        self._count = 2 * candidates.top_k
+        data = lightgbm.Dataset(
+            features(candidates.rows, candidates.columns, candidates.scores),
+            candidates.hits.astype(np.float32),
+        )
+        try:
+            self._trees = lightgbm.train(parameters, data, rounds)
+        except (lightgbm.basic.LightGBMError, TypeError, ValueError) as e:
+            raise UserError(f"LightGBM refuses --lightgbm_args: {e}") from e
+
+    def blocks(
+        self, sources: Sequence[Source]
+    ) -> Iterator[tuple[list[bytes], np.ndarray]]:
+        """All videos in the order of the first source: ids, and float32 [n, C].
+
+        Classes that are no candidates have the probability 0.
+        """
+        for ids, rows in joined(sources, _VIDEOS):
+            cells, scores = candidate_scores(
+                sources, rows, first_level_score, self._count
+            )
+            found = np.zeros((len(ids), sources[0].num_classes), np.float32)
+            if len(scores):
+                given = features(cells[0], columns_of(cells[0]), scores)
+                found[cells] = self._trees.predict(given)
+            yield ids, found
+
+
+def import_lightgbm() -> Any:
+    """The package. Raises `UserError` if it is not there."""
+    try:
+        import lightgbm
+    except (ImportError, OSError) as e:  # OSError: it lacks a system's library
+        raise UserError(
+            f"--method=lightgbm needs LightGBM: pip install -e .[ensemble] ({e})"
+        ) from e
+    return lightgbm
+
+
+def features(rows: np.ndarray, columns: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The features float32 [P, 2 M + 1] of candidate pairs.
+
+    Args:
+        rows: the video of each pair, ascending.
+        columns: its number among those of its video.
+        scores: logits [P, M] of the sources.
+    """
+    starts = rows[:1].sum()  # videos may be numbered from any number
+    place = (rows - starts, columns)
+    shape = tuple(int(p.max()) + 1 for p in place)
+    ranks = []
+    for own in scores.T:
+        table = np.full(shape, -np.inf, np.float32)
+        table[place] = own
+        order = np.argsort(-table, axis=1, kind="stable")
+        rank = np.empty(shape, np.float32)
+        np.put_along_axis(rank, order, np.arange(shape[1], dtype=np.float32)[None], 1)
+        ranks.append(rank[place])
+    return np.column_stack([scores, *ranks, scores.mean(axis=1)]).astype(np.float32)

@@ -277,8 +277,14 @@ def make_steps(settings, stored=False, strategy=None, data=DATA, model=None):
     return StepFunctions(config, built, optimizer, strategy, teacher=teacher)
 
 
-def weights_after(steps, reader, count):
-    outcome = steps.run(steps.iterate(reader, 0), count)
+def weights_after(steps, reader, count, compiled=False):
+    """After some steps, which take less time than their compilation."""
+    iterator = steps.iterate(reader, 0)
+    tf.config.run_functions_eagerly(not compiled)
+    try:
+        outcome = steps.run(iterator, count)
+    finally:
+        tf.config.run_functions_eagerly(False)
     return outcome, [v.numpy() for v in steps.model.variables]
 
 
@@ -320,10 +326,17 @@ def test_at_weight_0_no_bit_changes_and_at_1_no_label_matters(
 ):
     options = {"mixup": 0.4}
     stored = SoftLabels(write_predictions(tmp_path / "t", probabilities), CLASSES)
-    _, alone = weights_after(make_steps(made_training(**options)), read(shard, None), 2)
     zero = made_training(teacher=run_teacher, distillation_weight=0.0, **options)
-    assert_same(alone, weights_after(make_steps(zero), read(shard, None), 2)[1])
-    assert_same(alone, weights_after(make_steps(zero, True), read(shard, stored), 2)[1])
+    alone, online, offline = (
+        weights_after(make_steps(settings, bool(given)), read(shard, given), 2, True)[1]
+        for settings, given in (
+            (made_training(**options), None),
+            (zero, None),
+            (zero, stored),
+        )
+    )
+    assert_same(alone, online)
+    assert_same(alone, offline)
 
     other = str(tmp_path / "unlabelled.tfrecord")
     batches = list(read(shard, None).batches())
@@ -377,7 +390,7 @@ def test_replicas_parts_and_compiled_steps_are_taught_as_one_device_is(
 
     def after(strategy=None, **more):
         steps = make_steps(made_training(**options, **more), stored, strategy)
-        return weights_after(steps, read(shard, soft_labels), 3)
+        return weights_after(steps, read(shard, soft_labels), 3, compiled=True)
 
     outcome, one = after()
     others = [after(strategy)]
@@ -573,7 +586,7 @@ def test_branches_of_a_mixture_learn_by_the_weights_of_both_losses(tmp_path):
         loss += 2.0 / 2 * cross_entropy(x).sum(-1)
         loss += 3.0 * 4 * (mixed * np.log(mixed / softmax(x / 2))).sum(-1)
     before = [v.numpy() for v in steps.model.trainable_variables]
-    outcome = steps.run(steps.iterate(reader, 0), 1)
+    outcome, _ = weights_after(steps, reader, 1)
     assert outcome.loss == pytest.approx(loss.mean(), rel=1e-4)
     for old, new in zip(before, steps.model.trainable_variables, strict=True):
         assert np.abs(old - new.numpy()).max() > 0, new.path

@@ -12,6 +12,7 @@ import tensorflow as tf
 from test_export import CLASSES, VIDEO_FEATURES, make_run
 from test_predict import Batches, make_shards, read_records
 from yt8m.cli import main
+from yt8m.data.predictions import Predictions, PredictionsWriter
 from yt8m.data.records import (
     decode_record,
     encode_frame_record,
@@ -461,6 +462,10 @@ def test_a_full_disk_and_a_bad_path_of_embeddings_are_named(video_run, tmp_path)
             "--names is of no use",
         ),
         (["--output=embeddings", "--output_format=csv"], "as a TFRecord file only"),
+        (
+            ["--output=embeddings", "--output_file=a.predictions"],
+            "goes with none of --output=embeddings",
+        ),
     ],
 )
 def test_options_that_contradict_are_refused_in_one_line(
@@ -501,3 +506,111 @@ def test_records_that_an_export_does_not_take_are_refused_in_one_line(
     assert run_command("inference", *flags, saved) == 1
     error = capsys.readouterr().err
     assert f"inference: {saved} takes audio as uint8, but the records hold" in error
+
+
+# --- stored predictions --------------------------------------------------------------
+
+
+def test_stored_predictions_are_those_of_the_submission_found_by_id(
+    video_run, tmp_path, capsys
+):
+    run, files = video_run
+    flags = flags_of(run, files, tmp_path / "s.csv")
+    assert run_command("inference", *flags, f"--top_k={CLASSES}") == 0
+    stored = {}
+    for name, more in (("all", []), ("three", ["--top_k=3"])):
+        path = tmp_path / f"{name}.predictions"
+        flags = flags_of(run, files, path)
+        for _ in range(2):  # again in place of the earlier ones
+            assert run_command("inference", *flags, *more) == 0
+        assert (
+            f"23 videos predicted by {run.checkpoint.path}" in capsys.readouterr().out
+        )
+        stored[name] = Predictions(str(path))
+        assert stored[name].written_by == run.checkpoint.path
+    assert stored["all"].classes_per_video is None
+    assert stored["three"].classes_per_video == 3
+    lines = list(read_submission(str(tmp_path / "s.csv")))
+    ids = [video_id for video_id, _, _ in lines]
+    assert stored["all"].ids() == stored["three"].ids() == ids
+    dense = stored["all"].probabilities(stored["all"].rows(ids))
+    for row, (_, classes, scores) in zip(dense, lines, strict=True):
+        np.testing.assert_allclose(row[classes], scores, rtol=2e-3, atol=1e-6)
+    best = stored["three"].sparse(np.arange(23))
+    for mine, expected in zip(best, stored["all"].best(np.arange(23), 3), strict=True):
+        np.testing.assert_array_equal(mine, expected)
+    # A prediction by an export, in parts that are merged, is the same.
+    export(run, str(tmp_path / "export"))
+    flags = flags_of(run, files, tmp_path / "part.predictions")
+    for i in range(2):
+        part = ["--num_shards=2", f"--shard_index={i}", "--top_k=3"]
+        saved = [f"--saved_model={tmp_path / 'export'}"]
+        assert run_command("inference", *flags, *part, *saved) == 0
+    merged = tmp_path / "merged.predictions"
+    merge = [f"--input_files={tmp_path}/part-*.predictions", f"--output_file={merged}"]
+    assert run_command("merge", *merge) == 0
+    found = Predictions(str(merged))
+    assert found.ids() == ids
+    np.testing.assert_allclose(
+        found.probabilities(np.arange(23)),
+        stored["three"].probabilities(np.arange(23)),
+        rtol=2e-3,
+        atol=1e-6,
+    )
+
+
+def test_stored_predictions_become_a_submission_and_are_scored_alike(
+    video_run, tmp_path, capsys
+):
+    run, files = video_run
+    path = tmp_path / "a.predictions"
+    assert run_command("inference", *flags_of(run, files, path)) == 0
+    submission = tmp_path / "s.csv.gz"
+    merge = ["merge", f"--input_files={path}", f"--output_file={submission}"]
+    assert run_command(*merge, "--top_k=5") == 0
+    assert "23 videos from 1 folders" in capsys.readouterr().out
+    stored = Predictions(str(path))
+    classes, scores = stored.best(np.arange(23), 5)
+    lines = list(read_submission(str(submission)))
+    assert [line[0] for line in lines] == stored.ids()
+    np.testing.assert_array_equal([line[1] for line in lines], classes)
+    np.testing.assert_allclose([line[2] for line in lines], scores, rtol=1e-5)
+    results = []
+    for given in (path, submission):
+        score = [f"--labels={','.join(files)}", "--top_k=5"]
+        score.append(f"--output_file={tmp_path / 'score.json'}")
+        assert run_command("score", given, *score, f"--num_classes={CLASSES}") == 0
+        results.append(json.loads((tmp_path / "score.json").read_text()))
+    assert 0 < results[0]["gap"] == pytest.approx(results[1]["gap"], abs=1e-9)
+    assert run_command("score", path, f"--labels={files[0]}") == 1
+    assert "is of 7 classes, not 3862" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["--input_files={a},{s}", "--output_file=o.csv"], "a.predictions is a folder"),
+        (["--input_files={a},{b}", "--output_file=o.csv"], "is in another folder"),
+        (["--input_files={a},{b}", "--output_file=o.predictions"], "predicted twice"),
+        (
+            ["--input_files={a}", "--output_file=o.predictions", "--top_k=3"],
+            "leave it out",
+        ),
+        (
+            ["--input_files={a}", "--output_file=o.csv", "--segment_max_pred=3"],
+            "no part ranks segments",
+        ),
+        (["--input_files={s}", "--output_file=o.predictions"], "s.csv is none"),
+        (["--input_files={s}", "--output_file=o.csv", "--top_k=3"], "s.csv is none"),
+    ],
+)
+def test_merges_that_cannot_be_are_refused(tmp_path, monkeypatch, capsys, given, said):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        with PredictionsWriter(f"{name}.predictions", 3) as writer:
+            writer.write([b"x"], np.full((1, 3), 0.5, np.float32))
+    (tmp_path / "s.csv").write_text("VideoId,LabelConfidencePairs\nx,1 0.5\n")
+    names = {"a": "a.predictions", "b": "b.predictions", "s": "s.csv"}
+    assert run_command("merge", *(flag.format(**names) for flag in given)) == 1
+    assert said in capsys.readouterr().err
+    assert sorted(os.listdir()) == sorted(names.values())

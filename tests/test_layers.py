@@ -15,7 +15,7 @@ from yt8m.layers.gating import ContextGating, ProbabilityGating
 from yt8m.layers.heads import LogisticHead, MoEHead
 from yt8m.layers.masking import length_mask, masked_mean
 from yt8m.layers.netvlad import NetVLAD
-from yt8m.layers.normalization import BatchNormalization
+from yt8m.layers.normalization import BatchNormalization, Centring
 from yt8m.layers.preprocessing import dequantize, l2_normalize
 from yt8m.layers.recurrent import LSTM
 
@@ -184,6 +184,18 @@ def test_batch_norm_knows_its_data_after_few_steps():
         norm(tf.constant(rng.normal(5, 0.03, (64, 1)), tf.float32), training=True)
     np.testing.assert_allclose(norm.moving_mean, [5.0], atol=0.01)
     np.testing.assert_allclose(norm.moving_variance, [0.0009], rtol=0.1)
+
+
+def test_centring_takes_away_the_mean_as_it_is_after_the_batch():
+    layer = Centring()
+    layer(np.zeros((2, 1), "float32"))
+    # The warm-up's rates are 0.9 and 9/11: 0 -> 1.8 -> 1.8 + 9/11 (4 - 1.8) = 3.6.
+    x = np.array([[[1.0], [3.0]], [[4.0], [4.0]]], "float32")
+    for batch, mean in zip(x, (1.8, 3.6), strict=True):
+        found = layer(batch, training=True)
+        np.testing.assert_allclose(found, batch - mean, atol=1e-5)
+        np.testing.assert_allclose(_value(layer.moving_mean), [mean], rtol=1e-5)
+    np.testing.assert_allclose(layer(x[0]), x[0] - 3.6, atol=1e-5)
 
 
 def test_frozen_batch_norm_uses_and_keeps_its_averages():

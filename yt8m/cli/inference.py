@@ -15,6 +15,12 @@ scores-00003-of-00010.csv, and `yt8m merge` joins the ten:
     python inference.py --train_dir=/tmp/netvlad --num_shards=10 --shard_index=3 \\
         --input_data_pattern='test*.tfrecord' --output_file=scores.csv
 
+Predictions to keep, for ensembles and distillation: the 100 best classes of each video,
+in a folder that joins them to records by id (`yt8m merge` makes a submission of it):
+
+    python inference.py --train_dir=/tmp/netvlad \\
+        --input_data_pattern='train*.tfrecord' --output_file=train.predictions
+
 Embeddings, on which video-level models train with --feature_names=embedding:
 
     python inference.py --train_dir=/tmp/netvlad --output=embeddings \\
@@ -39,6 +45,7 @@ from yt8m.errors import UserError
 log = logging.getLogger("yt8m")
 
 _LISTED_OF_A_SEGMENT = 3
+_STORED_OF_A_VIDEO = 100
 
 
 def define(flags: shared.FlagValues) -> None:
@@ -50,8 +57,10 @@ def define(flags: shared.FlagValues) -> None:
     shared.eval_frames(flags)
     shared.top_k(
         flags,
-        "Predictions written for each video; of segments, those listed by --names "
-        f"({_LISTED_OF_A_SEGMENT} of each unless given).",
+        "Predictions written for each video; in a folder NAME.predictions "
+        f"{_STORED_OF_A_VIDEO} unless given, and all classes if there are no more; of "
+        f"segments, those listed by --names ({_LISTED_OF_A_SEGMENT} of each unless "
+        "given).",
     )
     string = absl_flags.DEFINE_string
     string(
@@ -82,7 +91,8 @@ def define(flags: shared.FlagValues) -> None:
     string(
         "output_file",
         "",
-        "The file to write; a submission is gzipped if it ends in .gz.",
+        "The file to write; a submission is gzipped if it ends in .gz. A name that "
+        "ends in .predictions is a folder of stored predictions.",
         flag_values=flags,
     )
     absl_flags.DEFINE_enum(
@@ -160,6 +170,7 @@ def _predict(flags: shared.FlagValues) -> int:
 
     from yt8m import distribution, runs
     from yt8m.data import pipeline
+    from yt8m.data.predictions import ENDING
     from yt8m.inference import embeddings, predict
 
     shared.require(flags, "input_data_pattern", "No data to predict")
@@ -169,7 +180,8 @@ def _predict(flags: shared.FlagValues) -> int:
     shard = (flags.num_shards, flags.shard_index or 0)
     files = predict.shard_files(files, *shard)
     output_file = predict.shard_path(flags.output_file, *shard)
-    if tf.io.gfile.isdir(output_file):
+    stored = output_file.endswith(ENDING)
+    if tf.io.gfile.isdir(output_file) and not stored:
         raise UserError(f"{output_file} is a directory; give --output_file a name.")
     runs.make_directory(os.path.dirname(output_file) or ".")
 
@@ -229,13 +241,15 @@ def _predict(flags: shared.FlagValues) -> int:
                 f"--feature_sizes={size})"
             )
         else:
+            more = stored and not shared.given(flags, "top_k")
             count = predict.predict(
                 model,
                 reader,
                 output_file,
-                top_k=flags.top_k,
+                top_k=_STORED_OF_A_VIDEO if more else flags.top_k,
                 listing=listing,
                 strategy=strategy,
+                written_by=origin,
             )
             said = f"{count} videos predicted"
     shared.report_left_out(reader)
@@ -250,7 +264,16 @@ def _refuse_contradictions(flags: shared.FlagValues) -> None:
         if wrong:
             raise UserError(text)
 
+    from yt8m.data.predictions import ENDING
+
     embeddings = flags.output == "embeddings"
+    stored = flags.output_file.endswith(ENDING)
+    refuse(
+        stored and (embeddings or flags.segment_labels or bool(flags.output_format)),
+        f"--output_file={flags.output_file}: the folder of predictions of videos that "
+        f"{ENDING} names goes with none of --output=embeddings, --segment_labels and "
+        "--output_format.",
+    )
     refuse(
         flags.num_shards > 1 and flags.shard_index is None,
         f"--num_shards={flags.num_shards}: give --shard_index, the part to predict "

@@ -6,6 +6,12 @@ The parts are what `inference.py --num_shards` writes: submissions of videos, wh
 lines are joined, or rankings of segments with their scores, which become the one CSV
 file of all segments. What is in the files tells which.
 
+Folders of stored predictions, one or several, become a submission, or one folder if its
+name ends in .predictions:
+
+    yt8m merge --input_files='fold-*.predictions' --output_file=all.predictions
+    yt8m merge --input_files=all.predictions --output_file=submission.csv
+
 The parts are taken in the order in which they are listed, those of one glob by the
 numbers in their names (part-2 before part-10); equal scores rank in this order.
 """
@@ -26,13 +32,16 @@ def define(flags: shared.FlagValues) -> None:
     string(
         "output_file",
         "",
-        "The CSV file to write; gzipped if it ends in .gz.",
+        "The CSV file to write; gzipped if it ends in .gz. A folder of predictions if "
+        "it ends in .predictions.",
         flag_values=flags,
     )
+    shared.top_k(flags, "Predictions of a video written, if folders are merged.")
     shared.segment_max_pred(flags)
 
 
 def run(flags: shared.FlagValues) -> int:
+    from yt8m.data import predictions
     from yt8m.inference import segments, submission
 
     shared.require(flags, "input_files", "No parts to merge")
@@ -43,6 +52,20 @@ def run(flags: shared.FlagValues) -> int:
             f"--output_file={flags.output_file} is also one of the parts; choose "
             "another name."
         )
+    folders = [path for path in files if predictions.is_predictions(path)]
+    if folders:
+        count = _merge_folders(flags, files, folders)
+        print(f"{count:,} videos from {len(files)} folders: {flags.output_file}")
+        return 0
+    for name, wrong in (
+        ("top_k", shared.given(flags, "top_k")),
+        ("output_file", flags.output_file.endswith(predictions.ENDING)),
+    ):
+        if wrong:
+            raise UserError(
+                f"--{name}={flags[name].value} is for folders of predictions, and "
+                f"{files[0]} is none."
+            )
     rankings = [path for path in files if segments.is_ranking(path)]
     if not rankings:
         _refuse_without_scores(files)
@@ -63,6 +86,31 @@ def run(flags: shared.FlagValues) -> int:
         )
     print(f"{done} from {len(files)} files: {flags.output_file}")
     return 0
+
+
+def _merge_folders(
+    flags: shared.FlagValues, files: list[str], folders: list[str]
+) -> int:
+    """Merges folders of stored predictions; returns the number of videos."""
+    from yt8m.data import predictions
+    from yt8m.inference import submission
+
+    if len(folders) < len(files):
+        other = next(path for path in files if path not in folders)
+        raise UserError(
+            f"{folders[0]} is a folder of predictions and {other} is none; merge "
+            "parts of one kind."
+        )
+    if shared.given(flags, "segment_max_pred"):
+        raise UserError("--segment_max_pred is given, but no part ranks segments.")
+    if not flags.output_file.endswith(predictions.ENDING):
+        return submission.submission_of(files, flags.output_file, flags.top_k)
+    if shared.given(flags, "top_k"):
+        raise UserError(
+            f"--top_k={flags.top_k}: merged predictions keep all classes of their "
+            "parts; leave it out."
+        )
+    return predictions.merge_predictions(files, flags.output_file)
 
 
 def _refuse_without_scores(files: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Scores any Kaggle 2017 or 2018 submission against shards or a table of labels.
 
     yt8m score submission.csv --labels='validate*.tfrecord'
+    yt8m score validate.predictions --labels='validate*.tfrecord'
 
 Prints GAP@k, Hit@1, Hit@5, PERR and the starter code's mAP@k. The true mAP is not
 among them: it needs the scores of all classes, and a submission holds only the best of

@@ -49,6 +49,7 @@ def list_files(pattern: str, flag: str) -> list[str]:
     """The files that match comma-separated globs, sorted, each once.
 
     `{0000..0099}` in a glob stands for these numbers, for web servers list no files.
+    `@FILE` stands for the globs that a text file holds, one a line.
 
     Raises:
         UserError: a glob matches nothing, or its file system cannot be used; the
@@ -56,6 +57,7 @@ def list_files(pattern: str, flag: str) -> list[str]:
     """
     remote.prepare(pattern, flag)
     globs = [part.strip() for part in pattern.split(",") if part.strip()]
+    globs = [name for part in globs for name in _listed(part, flag)]
     globs = [name for part in globs for name in _with_numbers(part, flag)]
     try:
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -69,6 +71,26 @@ def list_files(pattern: str, flag: str) -> list[str]:
             of = f": there is no {glob}" if glob != pattern else ""
             raise UserError(f"No file matches {flag}={pattern}{of}.")
     return sorted({path for files in found for path in files})
+
+
+def _listed(part: str, flag: str) -> list[str]:
+    """The globs that `part` stands for: itself, or the lines of the file in `@FILE`."""
+    if not part.startswith("@"):
+        return [part]
+    path = part[1:]
+    remote.prepare(path, flag)
+    try:
+        with tf.io.gfile.GFile(path) as f:
+            lines = [line.strip() for line in f.read().splitlines() if line.strip()]
+    except (tf.errors.OpError, OSError, UnicodeDecodeError) as e:
+        said = getattr(e, "message", e)
+        raise UserError(f"{flag}={part} cannot be read as a list: {said}.") from e
+    if not lines:
+        raise UserError(f"{flag}={part}: the file lists nothing.")
+    # One for each file system: an error names it, and not all lines.
+    for line in {line.partition("://")[0]: line for line in lines}.values():
+        remote.prepare(line, flag)
+    return lines
 
 
 def _with_numbers(glob: str, flag: str) -> list[str]:

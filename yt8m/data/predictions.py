@@ -32,11 +32,12 @@ from yt8m.errors import DataError, UserError
 FORMAT = "yt8m predictions"
 VERSION = 1
 META_FILE = "meta.json"
+ENDING = ".predictions"  # of the names of folders to write
 
 _MAX_CLASSES = 1 << 16
 _HEADER_BYTES = 128  # of an .npy file, whatever its count
 _SIGN, _REST = np.uint16(0x8000), np.uint16(0x7FFF)
-_CLASS_BITS = 0xFFFF
+_CLASS_BITS = np.uint64(0xFFFF)
 _ROUNDING = 1e-5
 _COPIED_VIDEOS = 4096  # at once
 
@@ -48,9 +49,13 @@ def is_predictions(path: str) -> bool:
 
 def encode_scores(probabilities: np.ndarray) -> np.ndarray:
     """Probabilities as float16 scores: p up to 1/2, -(1 - p) above."""
-    # The absolute value, as the sign of -0 would make it 1.
-    p = np.abs(np.clip(np.asarray(probabilities, np.float32), 0, 1))
+    p = _within_range(probabilities)
     return np.where(p > 0.5, -(np.float32(1) - p), p).astype(np.float16)
+
+
+def _within_range(probabilities: np.ndarray) -> np.ndarray:
+    # The absolute value, as the sign of -0 would make it 1.
+    return np.abs(np.clip(np.asarray(probabilities, np.float32), 0, 1))
 
 
 def decode_scores(scores: np.ndarray) -> np.ndarray:
@@ -81,28 +86,48 @@ def _hash(padded: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return hashes
 
 
-def best_scores(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best classes of each row; of equal scores the lower class first.
+def best_scores(
+    scores: np.ndarray, count: int, classes: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best of the scores of each row; of equal ones the lower class first.
 
     Args:
-        scores: float16 [n, C] of `encode_scores`.
-        count: k, at most C.
+        scores: float16 [n, m] of `encode_scores`.
+        count: k, at most m.
+        classes: integers [n, m], whose scores they are; None for 0 .. m - 1.
 
     Returns:
         Classes uint16 [n, k] and their scores float16 [n, k], best first.
     """
+    if classes is None:
+        classes = np.arange(scores.shape[1])
     bits = scores.view(np.uint16)
-    # One whole number for each cell, that orders by score and then by class.
-    rank = np.where(bits & _SIGN, ~(bits & _REST), bits).astype(np.uint32)
-    last = np.uint32(_CLASS_BITS)
-    keys = (rank << 16) | (last - np.arange(scores.shape[1], dtype=np.uint32))
-    if count < scores.shape[1]:
-        keys = np.partition(keys, scores.shape[1] - count, axis=1)[:, -count:]
-    keys = np.sort(keys, axis=1)[:, ::-1]
-    classes = (last - (keys & last)).astype(np.uint16)
-    rank = (keys >> 16).astype(np.uint16)
-    bits = np.where(rank & _SIGN, _SIGN | ~rank & _REST, rank)
+    ascending = np.where(bits & _SIGN, ~(bits & _REST), bits)
+    classes, ascending = _highest(ascending.astype(np.uint32), classes, count)
+    ascending = ascending.astype(np.uint16)
+    bits = np.where(ascending & _SIGN, _SIGN | ~ascending & _REST, ascending)
     return classes, bits.view(np.float16)
+
+
+def _best_probabilities(p: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `best_scores`, of probabilities float32 [n, m]: only the best are encoded."""
+    bits = _within_range(p).view(np.uint32)  # ascends with the value if it is not < 0
+    classes, bits = _highest(bits, np.arange(p.shape[1]), count)
+    return best_scores(encode_scores(bits.view(np.float32)), count, classes)
+
+
+def _highest(
+    values: np.ndarray, classes: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Classes uint16 [n, k] and values of the `count` highest uint32 values [n, m]."""
+    # One whole number for each cell, which orders by value and then by class.
+    lower_first = _CLASS_BITS - classes.astype(np.uint64)
+    keys = (values.astype(np.uint64) << np.uint64(16)) | lower_first
+    if count < values.shape[1]:
+        keys = np.partition(keys, values.shape[1] - count, axis=1)[:, -count:]
+    keys = np.sort(keys, axis=1)[:, ::-1]
+    classes = (_CLASS_BITS - (keys & _CLASS_BITS)).astype(np.uint16)
+    return classes, (keys >> np.uint64(16)).astype(np.uint32)
 
 
 class PredictionsWriter:
@@ -177,20 +202,22 @@ class PredictionsWriter:
             UserError: the folder cannot be written.
         """
         self._check_shape(ids, probabilities, self.num_classes)
-        scores, classes = self._encoded(ids, probabilities), None
+        self._check_values(ids, probabilities)
         if self.classes_per_video:
-            classes, scores = best_scores(scores, self.classes_per_video)
-        self._append(ids, classes, scores)
+            kept = _best_probabilities(probabilities, self.classes_per_video)
+            self._append(ids, *kept)
+        else:
+            self._append(ids, None, encode_scores(probabilities))
 
     def write_sparse(
         self, ids: Sequence[bytes], classes: np.ndarray, probabilities: np.ndarray
     ) -> None:
-        """Appends the best K classes of n videos, best first.
+        """Appends the best K classes of n videos.
 
         Args:
             ids: of the videos.
-            classes: integers [n, K], different ones in each row.
-            probabilities: float32 [n, K]; the others count as 0.
+            classes: integers [n, K], different ones in each row, in any order.
+            probabilities: float32 [n, K]; those of other classes count as 0.
 
         Raises:
             DataError, UserError: as `write`.
@@ -201,8 +228,9 @@ class PredictionsWriter:
             self.write(ids, dense)
             return
         self._check_shape(ids, probabilities, self.classes_per_video)
-        scores = self._encoded(ids, probabilities)
-        self._append(ids, np.asarray(classes, np.uint16), scores)
+        self._check_values(ids, probabilities)
+        scores = encode_scores(probabilities)
+        self._append(ids, *best_scores(scores, scores.shape[1], classes))
 
     def _check_shape(self, ids, probabilities, width: int) -> None:
         if probabilities.shape != (len(ids), width):
@@ -211,7 +239,7 @@ class PredictionsWriter:
                 f"{probabilities.shape}"
             )
 
-    def _encoded(self, ids, probabilities: np.ndarray) -> np.ndarray:
+    def _check_values(self, ids, probabilities: np.ndarray) -> None:
         p = np.asarray(probabilities)
         # Means of probabilities may be a rounding beyond; NaN compares as false.
         right = ((p >= -_ROUNDING) & (p <= 1 + _ROUNDING)).all(axis=1)
@@ -221,7 +249,6 @@ class PredictionsWriter:
                 "probabilities (0 .. 1); the model's weights or the video's features "
                 "are not finite."
             )
-        return encode_scores(p)
 
     def _append(self, ids, classes: np.ndarray | None, scores: np.ndarray) -> None:
         if not len(ids):

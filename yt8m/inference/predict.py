@@ -20,6 +20,7 @@ from yt8m import runs, schema
 from yt8m.config import DataConfig, RunConfig
 from yt8m.data.frames import even_frames
 from yt8m.data.pipeline import Reader
+from yt8m.data.predictions import ENDING, PredictionsWriter
 from yt8m.distribution import EachReplica
 from yt8m.errors import UserError
 from yt8m.inference.listing import ListingWriter
@@ -131,11 +132,13 @@ def predict(
     progress: Progress | None = None,
     listing: ListingWriter | None = None,
     strategy: tf.distribute.Strategy | None = None,
+    written_by: str = "",
 ) -> int:
     """Writes the submission of a reader's videos, in the reader's order.
 
     The file appears when it is complete; an error or Ctrl-C leaves nothing behind. No
-    bit of it depends on the number of replicas.
+    bit of it depends on the number of replicas. A name that ends in `.predictions` is
+    a folder of stored predictions, see `yt8m.data.predictions`.
 
     Args:
         model: a built model, or an exported one.
@@ -146,6 +149,7 @@ def predict(
         listing: an open one, to which the same predictions go with their names.
         strategy: of one process, under whose scope the model was made; None for the
             default device.
+        written_by: what stored predictions say of their origin.
 
     Returns:
         The number of videos written.
@@ -155,14 +159,21 @@ def predict(
             written.
     """
     best = EachReplica(predict_function(model, top_k), strategy, reader.batch_size)
+    if output_file.endswith(ENDING):
+        known = model.config if isinstance(model, ExportedModel) else model
+        file = PredictionsWriter(output_file, known.num_classes, top_k, written_by)
+        write_batch = file.write_sparse
+    else:
+        file = SubmissionWriter(output_file)
+        write_batch = file.write
     with (
-        SubmissionWriter(output_file) as writer,
+        file as writer,
         progress or Progress(total=reader.num_examples) as progress,
     ):
 
         def write(*results: tf.Tensor) -> int:
             ids, classes, scores = (result.numpy() for result in results)
-            writer.write(ids, classes, scores)
+            write_batch(ids, classes, scores)
             if listing:
                 listing.write_videos(ids, classes, scores)
             return len(scores)

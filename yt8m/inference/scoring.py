@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from yt8m import runs, schema
 from yt8m.data.files import list_files
+from yt8m.data.predictions import Predictions, is_predictions
 from yt8m.errors import DataError, UserError
 from yt8m.inference import submission
 from yt8m.metrics.ranking import TopRanked
@@ -219,7 +220,8 @@ def score_submission(
     Scores are ranked in double precision and need not be probabilities.
 
     Args:
-        path: the submission; one whose name ends in `.gz` is compressed.
+        path: the submission; one whose name ends in `.gz` is compressed. Or a folder
+            of stored predictions.
         labels: the truth, or a pattern for `read_ground_truth`.
         top_k: pairs of each video that are scored.
         num_classes: classes are 0 .. num_classes - 1; a truth knows its own.
@@ -248,7 +250,12 @@ def score_submission(
     classes = np.zeros((count, width), np.int32)
     written_in = np.zeros(count, np.int32)  # line; 0: none yet
     unknown = 0
-    for first_line, ids, block_classes, block_scores in _blocks(path, num_classes):
+    blocks = (
+        _stored_blocks(path, num_classes, width)
+        if is_predictions(path)
+        else _blocks(path, num_classes)
+    )
+    for first_line, ids, block_classes, block_scores in blocks:
         rows = np.array([labels.rows.get(i, -1) for i in ids])
         known = np.flatnonzero(rows >= 0)
         unknown += len(ids) - len(known)
@@ -330,6 +337,24 @@ def _blocks(
             np.take_along_axis(scores, order, axis=1),
         )
         first_line += len(block)
+
+
+def _stored_blocks(
+    path: str, num_classes: int, width: int
+) -> Iterator[tuple[int, list[bytes], np.ndarray, np.ndarray]]:
+    """As `_blocks`, of stored predictions; a row is a line."""
+    stored = Predictions(path)
+    if stored.num_classes != num_classes:
+        raise UserError(
+            f"{path} is of {stored.num_classes} classes, not {num_classes}; give "
+            "--num_classes."
+        )
+    for rows in stored.row_blocks(_LINES):
+        yield (
+            int(rows[0]) + 1,
+            stored.ids(rows[0], rows[-1] + 1),
+            *stored.best(rows, width),
+        )
 
 
 def _ranked(

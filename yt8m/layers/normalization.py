@@ -176,9 +176,10 @@ class Centring(keras.layers.Layer):
             rate = 1.0 - ops.minimum(self.momentum, warm_up)
             rate = ops.where(any_row, rate, 0.0)
             step = rate * (sums[:-1] / rows - mean)
+            # Before the assignment: what Keras gives above is the variable itself.
+            mean = mean + step
             self.moving_mean.assign_add(step)
             self.steps.assign_add(1.0)
-            mean = mean + step
         return ops.cast(x, "float32") - ops.stop_gradient(mean)
 
     def compute_output_shape(self, input_shape):

@@ -32,6 +32,7 @@ from yt8m.cli import flags as shared
 from yt8m.cli import main, models, recipes, train
 from yt8m.config import DataConfig
 from yt8m.cost import Cost, model_cost
+from yt8m.data.predictions import ENDING, PredictionsWriter
 from yt8m.data.records import encode_frame_record, encode_video_record, write_records
 from yt8m.errors import UserError
 from yt8m.layers.classifiers import HEADS
@@ -64,12 +65,14 @@ class Settings:
         args: of its model.
         loss_args: of its loss.
         data: what its model reads.
+        teacher: what teaches its model, or nothing.
     """
 
     recipe: recipes.Recipe
     args: dict[str, Any]
     loss_args: dict[str, Any]
     data: DataConfig
+    teacher: str = ""
 
     def cost(self) -> Cost:
         """At full size, of the frames that evaluation takes."""
@@ -86,11 +89,13 @@ def read_settings(name: str) -> Settings:
     words = shlex.split(recipe.command)
     given = [w for w in words if w.startswith("--") and not w.startswith("--recipe=")]
     flags(["train", *recipe.flags, *given])
+    training = shared.training_config(flags)
     return Settings(
         recipe,
         shared.given_model_args(flags),
-        shared.training_config(flags).label_loss_args,
+        training.label_loss_args,
         shared.data_config(flags, runs.default_data_config(recipe.model)),
+        training.teacher,
     )
 
 
@@ -227,12 +232,22 @@ def _eigenvalues(material: Material, data: DataConfig, path: pathlib.Path):
     return path
 
 
-# Arguments of models and losses that name a file, and how it is made.
+def _teacher(material: Material, data: DataConfig, path: pathlib.Path):
+    path = path.with_suffix(ENDING)
+    rng = np.random.default_rng(0)
+    with PredictionsWriter(str(path), CLASSES, CLASSES // 2) as writer:
+        ids = [b"v%03d" % i for i in range(VIDEOS)]
+        writer.write(ids, rng.random((VIDEOS, CLASSES), np.float32))
+    return path
+
+
+# Arguments of models and losses that name a file, and how it is made; so is a teacher.
 FILES: dict[str, Callable[[Material, DataConfig, pathlib.Path], pathlib.Path]] = {
     "class_counts": _class_counts,
     "correlation": _correlation,
     "normalization": _normalization,
     "pca_eigenvalues": _eigenvalues,
+    "teacher": _teacher,
 }
 
 
@@ -265,7 +280,7 @@ def command(name: str, *flags: str) -> None:
 
 # Flags of a recipe that are given in another form.
 _REPLACED = {"model_args", "label_loss_args", "class_counts", *shared.SPELLINGS}
-_REPLACED |= {"global_batch_size"}
+_REPLACED |= {"global_batch_size", "teacher"}
 
 
 def _flag(text: str) -> str:
@@ -286,6 +301,8 @@ def sweep(name: str, material: Material) -> None:
     data = dataclasses.replace(settings.data, features=sizes)
     args = material.with_files(small_args(settings.recipe.model, settings.args), data)
     loss_args = material.with_files(settings.loss_args, data)
+    wanted = {"teacher": settings.teacher} if settings.teacher else {}
+    files = material.with_files(wanted, data)
     labelled, test = (material.shard(data, labelled) for labelled in (True, False))
     with tempfile.TemporaryDirectory(dir=material.folder) as folder:
         run, predicted = f"--train_dir={folder}/run", f"{folder}/predicted.csv"
@@ -296,6 +313,7 @@ def sweep(name: str, material: Material) -> None:
             f"--train_data_pattern={labelled}",
             f"--model_args={json.dumps(args)}",
             f"--label_loss_args={json.dumps(loss_args)}",
+            *(f"--{flag}={path}" for flag, path in files.items()),
             *_features(data),
             f"--num_classes={CLASSES}",
             f"--max_frames={FRAMES}",

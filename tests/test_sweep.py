@@ -5,11 +5,14 @@ import pathlib
 import re
 
 import pytest
+import tensorflow as tf
 
 from benchmarks import sweep
 from yt8m import registry, runs
 from yt8m.cli import recipes
 from yt8m.config import DataConfig
+from yt8m.data.predictions import Predictions
+from yt8m.data.records import read_id
 from yt8m.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -95,6 +98,26 @@ def test_the_settings_are_those_of_the_recipe_and_of_its_command(own_recipe):
     assert settings.data.features == {"rgb": 1024}
     gates, experts = 1024 * 4716 * 5, 1024 * 4716 * 4 + 4716 * 4
     assert settings.cost().parameters > gates + experts + 256 * 1024 * 1024
+
+
+def test_a_teacher_that_its_command_names_is_made_for_a_recipe(
+    own_recipe, material, monkeypatch
+):
+    own_recipe(
+        *("--model=LogisticModel", "--distillation_weight=1"),
+        more="--teacher=train.predictions",
+    )
+    assert sweep.read_settings("own").teacher == "train.predictions"
+    ran = []
+    monkeypatch.setattr(sweep, "command", lambda *words: ran.append(words))
+    sweep.sweep("own", material)
+    (given,) = (w for w in ran[0] if w.startswith("--teacher="))
+    predictions = Predictions(given.partition("=")[2])
+    assert (len(predictions), predictions.num_classes) == (sweep.VIDEOS, sweep.CLASSES)
+    labelled = next(w for w in ran[0] if w.startswith("--train_data_pattern="))
+    records = tf.data.TFRecordDataset(labelled.partition("=")[2])
+    ids = [read_id(r.numpy()).encode() for r in records]
+    assert sorted(predictions.ids()) == sorted(ids)
 
 
 def test_files_that_a_recipe_names_are_made(material):

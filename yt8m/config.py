@@ -26,7 +26,9 @@ CHANGEABLE = {
     *("warmup_examples", "save_checkpoint_minutes", "save_checkpoint_steps"),
     *("keep_checkpoints", "eval_steps", "log_steps", "steps_per_loop"),
     *("jit_compile", "gradient_accumulation_steps"),
+    *("teacher", "on_missing_soft_labels"),
 }
+ON_MISSING_SOFT_LABELS = ("fail", "hard_labels")
 LR_SCHEDULES = ("exponential", "constant", "cosine", "slanted_triangular")
 
 
@@ -168,6 +170,13 @@ class TrainingConfig:
     precision: str = "float32"
     gradient_accumulation_steps: int = 1
     mixup: float = 0.0  # alpha of the Beta distribution of the shares; 0: off
+    teacher: str = ""  # a run, or a folder of predictions
+    teacher_checkpoint: str = "latest"  # of a run; the step, once training has begun
+    distillation_weight: float = (
+        0.5  # of the soft labels' loss; the other's is the rest
+    )
+    temperature: float = 1.0  # by which logits are divided in that loss
+    on_missing_soft_labels: str = "fail"
     ema_decay: float = 0.0  # of the weights' moving averages; 0: none are kept
     sync_batch_norm: bool = False
     steps_per_loop: int = 0  # steps of a call; 0: about a second
@@ -199,6 +208,13 @@ class TrainingConfig:
                 raise UserError(
                     f"--{name} must be at least {least}, not {getattr(self, name)}."
                 )
+        if not 0 <= self.distillation_weight <= 1:
+            raise UserError(
+                "--distillation_weight must be in [0, 1], not "
+                f"{self.distillation_weight}."
+            )
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"--temperature must be positive, not {self.temperature}.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema_decay must be in [0, 1), not {self.ema_decay}.")
         if self.base_learning_rate <= 0:
@@ -210,6 +226,7 @@ class TrainingConfig:
         for name, known in (
             ("precision", PRECISIONS),
             ("on_bad_record", ("fail", "skip")),
+            ("on_missing_soft_labels", ON_MISSING_SOFT_LABELS),
             ("lr_schedule", LR_SCHEDULES),
         ):
             if getattr(self, name) not in known:
@@ -246,7 +263,9 @@ class RunConfig:
                 old, now = getattr(stored, f.name), getattr(given, f.name)
                 if old == now:
                     continue
-                if part == "training" and f.name in CHANGEABLE:
+                # A teacher may have moved, but is neither added nor taken away.
+                moved = f.name != "teacher" or (old and now)
+                if part == "training" and f.name in CHANGEABLE and moved:
                     changes.append(f"{f.name} was {old}, is now {now}")
                 else:
                     names = {

@@ -15,6 +15,7 @@ from absl import flags as absl_flags
 from yt8m import remote, schema
 from yt8m.config import (
     LR_SCHEDULES,
+    ON_MISSING_SOFT_LABELS,
     PRECISIONS,
     SELECTION_METHODS,
     DataConfig,
@@ -63,6 +64,9 @@ SPELLINGS: dict[str, tuple[str, type, tuple[str, ...] | None]] = {
     "label_processing": ("label_processing", str, None),
     "label_processing_args": ("label_processing_args", dict, None),
 }
+
+_OF_TEACHER = ("teacher_checkpoint", "distillation_weight", "temperature")
+_OF_TEACHER += ("on_missing_soft_labels",)
 
 
 def train_dir(flags: FlagValues, help: str = "The run directory.") -> None:
@@ -165,10 +169,13 @@ def reader(
 
 
 def report_left_out(*readers) -> None:
-    """Says how many bad records `readers` left out, if any."""
+    """Says how many bad records `readers` left out, how many had no soft labels."""
     count = sum(len(reader.bad_records) for reader in readers if reader)
     if count:
         log.warning("%d bad record(s) were left out; each is named above.", count)
+    for reader in readers:
+        if reader and reader.soft_labels:
+            reader.soft_labels.report_missing()
 
 
 def segment_max_pred(flags: FlagValues) -> None:
@@ -372,6 +379,7 @@ def training(flags: FlagValues) -> None:
     )
     integer("gradient_accumulation_steps", "Parts in which a batch is computed.", 1)
     number("mixup", "Alpha of mixup's Beta distribution; 0: no mixup.")
+    distillation(flags)
     number("ema_decay", "Decay of moving averages of the weights; 0: none.")
     integer("steps_per_loop", "Steps of each call of the device; 0: about a second.")
     for name, help in (
@@ -389,6 +397,47 @@ def training(flags: FlagValues) -> None:
     integer("keep_checkpoints", "Latest checkpoints kept, beside the best.", 1)
     integer("eval_steps", "Steps between validations; 0: at the end only.")
     integer("log_steps", "Steps between reports.", 1)
+
+
+def distillation(flags: FlagValues) -> None:
+    """Flags of a teacher; each is a field of `TrainingConfig`."""
+    absl_flags.DEFINE_string(
+        "teacher",
+        TrainingConfig.teacher,
+        "What teaches the model: the --train_dir of a trained run, or a folder of "
+        "predictions of the training videos.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_string(
+        "teacher_checkpoint",
+        TrainingConfig.teacher_checkpoint,
+        "Which checkpoint of the run: latest or best when training begins, or a step.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_float(
+        "distillation_weight",
+        TrainingConfig.distillation_weight,
+        "Weight of the loss with the teacher's soft labels, 0 to 1; the loss with the "
+        "labels has the rest.",
+        0.0,
+        1.0,
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_float(
+        "temperature",
+        TrainingConfig.temperature,
+        "What the logits of teacher and model are divided by in that loss.",
+        0.0,
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_enum(
+        "on_missing_soft_labels",
+        TrainingConfig.on_missing_soft_labels,
+        ON_MISSING_SOFT_LABELS,
+        "What to do about a video that the predictions lack: stop and name it, or take "
+        "its own labels, and report how many there were.",
+        flag_values=flags,
+    )
 
 
 # --- from flags to configurations ----------------------------------------------------
@@ -631,7 +680,11 @@ def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
 
 
 def training_config(flags: FlagValues) -> TrainingConfig:
-    """The `TrainingConfig` of the flags."""
+    """The `TrainingConfig` of the flags.
+
+    Raises:
+        UserError: a value that is refused, or flags of a teacher without one.
+    """
     values = {name: flags[name].value for name in TrainingConfig.__dataclass_fields__}
     for name in ("label_loss_args", "optimizer_args"):
         values[name] = parse_arguments(flags[name].value, f"--{name}")
@@ -641,6 +694,12 @@ def training_config(flags: FlagValues) -> TrainingConfig:
                 "--label_loss_args and --class_counts both set class_counts."
             )
         values["label_loss_args"]["class_counts"] = flags.class_counts
+    alone = [name for name in _OF_TEACHER if given(flags, name)]
+    if alone and not flags.teacher:
+        raise UserError(
+            f"--{alone[0]} is of a teacher: give --teacher, a trained run or a folder "
+            "of predictions."
+        )
     return TrainingConfig(**values)
 
 

@@ -82,10 +82,11 @@ def run(flags: shared.FlagValues) -> int:
     # The chief may write there before another worker has looked.
     resuming = chief_says(strategy, resuming) and not flags.dry_run
     replicas = part_of(strategy).total
-    config = (
+    config, soft_labels = _with_teacher(
         _resumed_config(flags, directory, replicas)
         if resuming
-        else _config(flags, None, replicas)
+        else _config(flags, None, replicas),
+        directory,
     )
     training, data = config.training, config.data
     shared.require(flags, "train_data_pattern", "No training data")
@@ -108,6 +109,7 @@ def run(flags: shared.FlagValues) -> int:
         num_epochs=training.num_epochs or None,
         shuffle_window=training.shuffle_window or None,
         static_frames=static or training.jit_compile,
+        soft_labels=soft_labels,
     )
     eval_reader = None
     if training.eval_data_pattern:
@@ -162,6 +164,18 @@ def _strategy(flags: shared.FlagValues):
     return distribution.create_strategy(flags.strategy, flags.num_gpu, flags.tpu)
 
 
+def _with_teacher(config: RunConfig, directory: str):
+    """The configuration with the teacher's checkpoint; its soft labels, if stored."""
+    from yt8m.training.distillation import find_teacher
+
+    if not config.training.teacher:
+        return config, None
+    if config.training.teacher.rstrip("/") == directory:
+        raise UserError(f"--teacher={directory} is the run itself: give another.")
+    training, soft_labels = find_teacher(config.training, config.data)
+    return dataclasses.replace(config, training=training), soft_labels
+
+
 def _resumed_config(
     flags: shared.FlagValues, directory: str, replicas: int
 ) -> RunConfig:
@@ -193,6 +207,10 @@ def _config(
         if stored and not any(shared.given(flags, spelling) for spelling in spellings):
             args = getattr(stored.training, name)
             training = dataclasses.replace(training, **{name: args})
+    if stored and training.teacher_checkpoint in ("latest", "best"):
+        # It is the one that was so when the run was started.
+        checkpoint = stored.training.teacher_checkpoint
+        training = dataclasses.replace(training, teacher_checkpoint=checkpoint)
     return RunConfig(
         model=shared.model_config(flags, stored.model if stored else None),
         data=shared.data_config(flags, default),

@@ -38,7 +38,8 @@ from yt8m.data.index import (
     records_from,
     scan,
 )
-from yt8m.data.records import parse_batch
+from yt8m.data.records import parse_batch, read_id
+from yt8m.data.soft_labels import SoftLabels
 from yt8m.errors import DataError
 
 log = logging.getLogger("yt8m")
@@ -92,10 +93,13 @@ class Reader:
             number of the batch.
         num_readers: files read at the same time, where that pays: for records that
             come over the network, and on half of the cores for local frames.
+        soft_labels: what a teacher's predictions say of the videos, to be joined to
+            the batches; not of segments.
 
     Attributes:
         float_features: the frame features that the files hold as floats.
         bad_records: what was left out so far, a list of `BadRecord`.
+        soft_labels: as given.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class Reader:
         static_frames: bool = False,
         num_readers: int = 8,
         frame_seed: int | None = None,
+        soft_labels: SoftLabels | None = None,
     ):
         if on_bad_record not in ("fail", "skip"):
             raise ValueError(
@@ -120,6 +125,7 @@ class Reader:
             )
         self.files, self.config, self.batch_size = list(files), config, batch_size
         self.bad_records: list[BadRecord] = []
+        self.soft_labels = soft_labels
         self._frame_seed = seed if frame_seed is None else frame_seed
         self._num_epochs = num_epochs
         self._skip = on_bad_record == "skip"
@@ -215,7 +221,8 @@ class Reader:
         if bad records were found and are to be left out.
 
         Raises:
-            DataError: a bad record was found, and `on_bad_record` is `"fail"`.
+            DataError: a bad record was found, and `on_bad_record` is `"fail"`; or a
+                video for which the teacher has no soft labels.
             Exception: `error`, if nothing is found that explains it.
         """
         before = len(self.bad_records)
@@ -226,6 +233,9 @@ class Reader:
         groups = list(self._order.between(first, end, self._counts))
         for _, records in groups:
             self._examine(records)
+        if len(self.bad_records) == before and self.soft_labels:
+            for _, records in groups:
+                self._refuse_missing_soft_labels(records)
         if len(self.bad_records) == before:
             for group, _ in groups:
                 self._examine(self._order.sequence(group, self._counts))
@@ -319,7 +329,7 @@ class Reader:
         seed = None
         if self._frame_seed is not None:
             seed = order.draw_seed(self._frame_seed, order.FRAMES, number)
-        return parse_batch(
+        batch, host = parse_batch(
             serialized,
             self.config,
             float_features=self.float_features,
@@ -327,6 +337,9 @@ class Reader:
             rows=(rows, self.batch_size),
             static_frames=self._static_frames,
         )
+        if self.soft_labels:
+            batch = self.soft_labels.join(batch, host)
+        return batch, host
 
     def _runs(self, left_out: dict[int, set[int]]) -> tf.RaggedTensor:
         """For each file its runs of records to read: int64 [files, runs, 4]."""
@@ -360,6 +373,17 @@ class Reader:
                     video_id, fault = find_fault(record, self.config, **options)
                     if fault:
                         self._report(file, number, video_id, fault)
+
+    def _refuse_missing_soft_labels(self, examples: np.ndarray):
+        """Raises `DataError` if the teacher lacks one of the videos of `examples`."""
+        for file, number, record in self._read(examples):
+            video_id = read_id(record)
+            if self.soft_labels.is_missing(video_id):
+                raise DataError(
+                    f"{self.files[file]}, record {number} (id {video_id}): "
+                    f"--teacher={self.soft_labels.path} has no soft labels for it. "
+                    "--on_missing_soft_labels=hard_labels takes its own labels instead."
+                )
 
     def _read(self, examples: np.ndarray) -> Iterator[tuple[int, int, bytes]]:
         """File, number and data of the records of `examples` that can be read, each

@@ -32,6 +32,7 @@ from yt8m.layers.normalization import set_synchronized
 from yt8m.metrics.ranking import batch_metrics
 from yt8m.model import YT8MModel, forward
 from yt8m.progress import Progress
+from yt8m.training import distillation
 from yt8m.training.mixup import mix
 from yt8m.training.optimizers import ExamplesSchedule, create_optimizer
 
@@ -126,6 +127,9 @@ class Trainer:
             self.averages = None
             if settings.ema_decay:
                 self.averages = MovingAverages(self.model, settings.ema_decay)
+            self.teacher = None
+            if settings.teacher:
+                self.teacher = distillation.Teacher(config, bool(reader.soft_labels))
         self._state = {"model": self.model, "optimizer": self.optimizer}
         if self.averages:
             self._state["ema"] = self.averages
@@ -136,7 +140,13 @@ class Trainer:
             self._saved = self.step
             log.info("Resuming from step %d, %s.", self.step, start.path)
         self.steps = StepFunctions(
-            config, self.model, self.optimizer, strategy, self.averages, self.step
+            config,
+            self.model,
+            self.optimizer,
+            strategy,
+            self.averages,
+            self.step,
+            self.teacher,
         )
 
     def describe(self) -> str:
@@ -154,6 +164,7 @@ class Trainer:
         frames = self.config.data.frames.count or self.config.data.max_frames
         batch = sum(_num_bytes(spec, rows, frames) for spec in element)
         state = [v.value for owner in self._state.values() for v in owner.variables]
+        state += [v.value for v in self.teacher.variables] if self.teacher else []
         held = sum(_num_bytes(v) for v in state)
         gradients = sum(_num_bytes(v.value) for v in self.model.trainable_variables)
         lines = [
@@ -447,6 +458,7 @@ class StepFunctions:
         strategy: where to compute.
         averages: moved after each step, or None.
         first_step: the steps taken before.
+        teacher: gives soft labels, or None.
     """
 
     def __init__(
@@ -457,12 +469,14 @@ class StepFunctions:
         strategy: tf.distribute.Strategy,
         averages: MovingAverages | None = None,
         first_step: int = 0,
+        teacher: distillation.Teacher | None = None,
     ):
         self.settings = config.training
         self.model = model
         self.optimizer = optimizer
         self.strategy = strategy
         self.averages = averages
+        self.teacher = teacher
         self.part = part_of(strategy)
         self.loss = losses.create(
             self.settings.label_loss, **self.settings.label_loss_args
@@ -587,12 +601,12 @@ class StepFunctions:
         # It may be empty, where every record of it was left out.
         size = tf.cast(tf.shape(batch["labels"])[0], tf.float32)
         size = tf.maximum(replicas.all_reduce(total, size), 1.0)
-        seen = batch
+        seen = self.teacher.teach(batch) if self.teacher else batch
         if self.settings.mixup:
             # Drawn anew for each step and replica, and alike when a run is resumed.
             number = tf.cast(replicas.replica_id_in_sync_group, tf.int64)
             seed = tf.stack([self.settings.seed + 1_000_003 * number, self._taken])
-            seen = mix(batch, self.settings.mixup, seed)
+            seen = mix(seen, self.settings.mixup, seed)
         gradients, loss, penalty, logits = self._compute(seen, size)
         gradients, loss = replicas.all_reduce(total, (gradients, loss))
         norms = [tf.norm(g) for g in gradients]
@@ -649,14 +663,7 @@ class StepFunctions:
             gather = functools.partial(context.all_gather, axis=0)
         with tf.GradientTape() as tape, drawing:
             outputs = forward(self.model, batch, training=True)
-            loss = losses.objective(
-                self.loss,
-                batch["labels"],
-                outputs,
-                batch.get("label_weights"),
-                settings.deep_supervision_weight,
-                gather,
-            )
+            loss = distillation.objective(self.loss, batch, outputs, settings, gather)
             loss = tf.reduce_sum(loss) / size
             # Every part of every replica adds the same penalties: each takes its share.
             penalty = settings.regularization_penalty * tf.add_n(

@@ -11,8 +11,8 @@ def mix(batch: dict[str, tf.Tensor], alpha: float, seed: Any) -> dict[str, tf.Te
     """Blends example i with example i + 1, the last with the first.
 
     x_i <- l_i x_i + (1 - l_i) x_(i+1) with l_i drawn from Beta(alpha, alpha), of every
-    feature and of the labels. Of two videos of different length the frames that only
-    one of them has stay as they are.
+    feature and of the labels, hard and soft. Of two videos of different length the
+    frames that only one of them has stay as they are.
 
     Args:
         batch: a batch as the reader gives it; bytes are dequantised.
@@ -44,7 +44,7 @@ def mix(batch: dict[str, tf.Tensor], alpha: float, seed: Any) -> dict[str, tf.Te
     for name, x in batch.items():
         if name == "num_frames" and lengths is not None:
             mixed[name] = tf.maximum(x, other(x))
-        elif name == "labels":
+        elif name in ("labels", "soft_labels"):
             x = tf.cast(x, tf.float32)
             mixed[name] = blend(x, other(x), share)
         else:

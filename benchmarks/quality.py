@@ -49,6 +49,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--seeds", type=int, help="how often each run is repeated")
     add("--steps", type=int, help="of the families that train the shortest")
     add("--videos", type=int, help="to train on; a quarter as many are scored")
+    add("--processes", type=int, default=1, help="rows at once, on a GPU ten or more")
+    add("--minutes", type=float, help="with --processes: stops what runs longer")
     add("--results", default="runs/quality.jsonl", help="one line a run")
     add("--output", default="docs/quality.md", help="Markdown; the plot lies beside it")
     add("--noplot", action="store_true", help="where matplotlib is not installed")
@@ -64,6 +66,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             setattr(options, name, value)
     options.kinds = options.kinds.split(",")
     options.parts = [] if options.real else options.parts.split(",")
+    if options.processes < 1:
+        raise UserError(f"--processes must be at least 1, not {options.processes}.")
+    if options.minutes and options.processes == 1:
+        raise UserError("--minutes needs several --processes.")
     for part in options.parts:
         if part not in ("kinds", "labels"):
             raise UserError(f"Unknown part {part}: --parts takes kinds and labels.")
@@ -151,13 +157,9 @@ def run(options: argparse.Namespace) -> int:
     arms = [embedded.labels_setting(arm, *size) for arm in rows.LABEL_DATA]
     if not options.only_table:
         if "kinds" in options.parts:
-            failed += embedded.measure_kinds(
-                stored, kinds, options.models, options.seeds
-            )
+            failed += embedded.measure_kinds(stored, kinds, options)
         for arm in arms if "labels" in options.parts else ():
-            failed += embedded.measure_labels(
-                stored, arm, options.models, options.seeds
-            )
+            failed += embedded.measure_labels(stored, arm, options)
     if "kinds" in options.parts:
         report_kinds(options, stored, kinds)
     if "labels" in options.parts:

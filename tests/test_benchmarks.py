@@ -3,8 +3,10 @@
 import ast
 import dataclasses
 import math
+import os
 import pathlib
 import re
+import time
 
 import keras
 import numpy as np
@@ -416,6 +418,42 @@ def test_results_are_kept_and_only_what_is_missing_is_run(tmp_path):
         stored.read("kinds", {"a": 1})
 
 
+@dataclasses.dataclass
+class Slow:
+    """Measures nothing, in processes that other tests' fixtures do not reach."""
+
+    seconds: float
+
+    def __call__(self, name, seeds):
+        time.sleep(self.seconds)
+        for _ in seeds:
+            yield {"gap": 0.5, "seconds": 1.0, "process": os.getpid()}
+
+
+def test_rows_are_run_by_processes_until_the_time_is_over(tmp_path, capsys):
+    stored = results.Results(tmp_path / "results.jsonl")
+    wanted = [result("A", 0, {}), result("A", 1, {}), result("B", 0, {})]
+    assert runs.run_missing(stored, wanted, Slow(60.0), 2, minutes=0.01) == 2
+    assert "2 rows were stopped" in capsys.readouterr().out
+    assert not stored.path.exists()
+    assert runs.run_missing(stored, wanted, Slow(0.0), 2) == 0
+    done = stored.read("kinds", {"a": 1})
+    assert sorted((r["row"], r["seed"]) for r in done) == [("A", 0), ("A", 1), ("B", 0)]
+    assert os.getpid() not in {r["process"] for r in done}
+
+
+def test_processes_share_videos_through_files(tmp_path):
+    config, train = small_videos()
+    videos.save(train, str(tmp_path / "videos"))
+    loaded = videos.load(str(tmp_path / "videos"))
+    assert loaded.inputs.keys() == train.inputs.keys()
+    for name, values in train.inputs.items():
+        assert isinstance(loaded.inputs[name], np.memmap)
+        np.testing.assert_array_equal(loaded.inputs[name], values)
+    np.testing.assert_array_equal(loaded.labels, train.labels)
+    np.testing.assert_array_equal(loaded.truth, train.truth)
+
+
 def test_bars_are_met_or_missed_by_the_means_over_seeds():
     ap = {
         "FrameLevelLogisticModel": {"ordered": 0.4, "brief": 0.2, "joint": 0.5},
@@ -548,6 +586,8 @@ def test_the_command_trains_writes_its_file_and_does_not_train_twice(
     ("flags", "message"),
     [
         (["--parts=kinds,lables"], "Unknown part lables"),
+        (["--processes=0"], "--processes must be at least 1"),
+        (["--minutes=3"], "--minutes needs several --processes"),
         (["--kinds=statik"], "Unknown kind statik. Did you mean static"),
         (["--real"], "YT8M_DATA names no folder"),
         (["--real", "--arrays=/none.npz"], "/none.npz cannot be read"),

@@ -1,19 +1,26 @@
 """Embedded videos: models by kind of class, and heads by what labels tell."""
 
+import argparse
 import dataclasses
-import functools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from benchmarks.zoo import training
 from benchmarks.zoo.results import Result, Results
-from benchmarks.zoo.rows import CORRELATION, FAMILIES, LABEL_DATA, LABEL_ROWS, ROWS
+from benchmarks.zoo.rows import (
+    CORRELATION,
+    FAMILIES,
+    LABEL_DATA,
+    LABEL_ROWS,
+    ROWS,
+    Row,
+)
 from benchmarks.zoo.runs import chosen, run_missing, runs_of
-from benchmarks.zoo.videos import Videos, generate
+from benchmarks.zoo.videos import Videos, generate, load, save
 from yt8m.data.synthetic import SyntheticConfig
 
 _CLASSES_OF_KIND = 12
@@ -22,6 +29,7 @@ _FRAMES = 40
 _LABEL_FRAMES = 4
 _LABEL_CLASSES = 120
 _LABEL_FEATURES = {"rgb": 256}
+_SPLITS = ("train", "validate")
 
 
 def kinds_setting(kinds: list[str], steps: int, videos: int) -> dict[str, Any]:
@@ -35,70 +43,86 @@ def labels_setting(arm: str, steps: int, videos: int) -> dict[str, Any]:
     return {"labels": arm, **LABEL_DATA[arm], **numbers}
 
 
-def _splits(config: SyntheticConfig, videos: int) -> tuple[Videos, Videos]:
-    scored = generate(config, "validate", videos // 4)
-    return generate(config, "train", videos), scored
+class _Measure:
+    """Trains and scores rows on embedded videos; other processes can do it too.
+
+    Args:
+        rows: by name.
+        setting: of the benchmark.
+        folder: where processes share the videos; None keeps them in memory.
+    """
+
+    def __init__(
+        self, rows: dict[str, Row], setting: dict[str, Any], folder: str | None
+    ):
+        self.rows, self.setting, self.folder = rows, setting, folder
+        self._kept: dict[int, tuple[Videos, Videos]] = {}
+
+    def config(self, seed: int) -> SyntheticConfig:
+        """What the videos are like."""
+        raise NotImplementedError
+
+    def videos(self, seed: int) -> tuple[Videos, Videos]:
+        """Those to train on, and those that are scored."""
+        if self.folder:
+            return tuple(load(f"{self.folder}/{seed}/{split}") for split in _SPLITS)
+        if seed not in self._kept:
+            counts = (self.setting["videos"], self.setting["videos"] // 4)
+            self._kept[seed] = tuple(
+                generate(self.config(seed), split, count)
+                for split, count in zip(_SPLITS, counts, strict=True)
+            )
+        return self._kept[seed]
+
+    def share(self, seeds: Iterable[int], folder: str) -> None:
+        """Writes the videos of `seeds` for all processes."""
+        for seed in seeds:
+            for split, videos in zip(_SPLITS, self.videos(seed), strict=True):
+                save(videos, f"{folder}/{seed}/{split}")
+            self._kept.clear()
+        self.folder = folder
 
 
-def measure_kinds(
-    results: Results, setting: dict[str, Any], models: str | None, seeds: int
-) -> int:
-    """Trains and scores the models that are not done yet; returns how many failed."""
-    kinds = tuple(setting["kinds"])
-
-    def config(seed: int) -> SyntheticConfig:
+class _MeasureKinds(_Measure):
+    def config(self, seed):
+        kinds = tuple(self.setting["kinds"])
         classes = _CLASSES_OF_KIND * len(kinds)
         return SyntheticConfig(seed, classes, kinds, max_frames=_FRAMES)
 
-    @functools.cache
-    def videos(seed: int) -> tuple[Videos, Videos]:
-        return _splits(config(seed), setting["videos"])
-
-    kind_of = np.array([config(0).kind_of(c) for c in range(config(0).num_classes)])
-    rows = chosen(ROWS, models)
-
-    def measure(name: str, own: list[int]) -> Iterator[Result]:
-        steps = round(setting["steps"] * FAMILIES[rows[name].family])
-        trained = training.Trained(rows[name], config(0).features, len(kind_of), steps)
-        for seed in own:
-            train, scored = videos(seed)
+    def __call__(self, name: str, seeds: list[int]) -> Iterator[Result]:
+        config, row = self.config(0), self.rows[name]
+        kind_of = np.array([config.kind_of(c) for c in range(config.num_classes)])
+        steps = round(self.setting["steps"] * FAMILIES[row.family])
+        trained = training.Trained(row, config.features, len(kind_of), steps)
+        for seed in seeds:
+            train, scored = self.videos(seed)
             (end,) = trained.epochs(train, seed)
             gap, precisions = training.score(trained.logits(scored), scored.truth)
-            ap = {k: float(np.nanmean(precisions[kind_of == k])) for k in kinds}
+            ap = {k: float(np.nanmean(precisions[kind_of == k])) for k in config.kinds}
             yield {"gap": gap, "ap": ap, "steps": steps, **end}
 
-    return run_missing(results, runs_of("kinds", rows, seeds, setting), measure)
 
-
-def measure_labels(
-    results: Results, setting: dict[str, Any], models: str | None, seeds: int
-) -> int:
-    """The same for the heads, on one of `LABEL_DATA`."""
-
-    @functools.cache
-    def videos(seed: int) -> tuple[Videos, Videos]:
-        config = SyntheticConfig(
+class _MeasureLabels(_Measure):
+    def config(self, seed):
+        return SyntheticConfig(
             seed=seed,
             num_classes=_LABEL_CLASSES,
             kinds=("static",),
             features=_LABEL_FEATURES,
             max_frames=_LABEL_FRAMES,
-            **LABEL_DATA[setting["labels"]],
+            **LABEL_DATA[self.setting["labels"]],
         )
-        return _splits(config, setting["videos"])
 
-    rows = chosen(LABEL_ROWS, models)
-
-    def measure(name: str, own: list[int]) -> Iterator[Result]:
+    def __call__(self, name: str, seeds: list[int]) -> Iterator[Result]:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, CORRELATION)
-            args = _with_file(rows[name].args, path)
-            row, trained = dataclasses.replace(rows[name], args=args), None
-            for seed in own:
-                train, scored = videos(seed)
+            args = _with_file(self.rows[name].args, path)
+            row, trained = dataclasses.replace(self.rows[name], args=args), None
+            for seed in seeds:
+                train, scored = self.videos(seed)
                 write_correlation(train.labels, path)
                 trained = trained or training.Trained(
-                    row, _LABEL_FEATURES, _LABEL_CLASSES, setting["steps"]
+                    row, _LABEL_FEATURES, _LABEL_CLASSES, self.setting["steps"]
                 )
                 (end,) = trained.epochs(train, seed)
                 logits = trained.logits(scored)
@@ -108,7 +132,38 @@ def measure_labels(
                     **end,
                 }
 
-    return run_missing(results, runs_of("labels", rows, seeds, setting), measure)
+
+def measure_kinds(
+    results: Results, setting: dict[str, Any], options: argparse.Namespace
+) -> int:
+    """Trains and scores the models that are not done yet; returns how many failed."""
+    return _measure("kinds", ROWS, _MeasureKinds, results, setting, options)
+
+
+def measure_labels(
+    results: Results, setting: dict[str, Any], options: argparse.Namespace
+) -> int:
+    """The same for the heads, on one of `LABEL_DATA`."""
+    return _measure("labels", LABEL_ROWS, _MeasureLabels, results, setting, options)
+
+
+def _measure(
+    benchmark: str,
+    table: dict[str, Row],
+    kind: type[_Measure],
+    results: Results,
+    setting: dict[str, Any],
+    options: argparse.Namespace,
+) -> int:
+    rows = chosen(table, options.models)
+    runs = runs_of(benchmark, rows, options.seeds, setting)
+    measure, at_once = kind(rows, setting, None), (options.processes, options.minutes)
+    if options.processes == 1:
+        return run_missing(results, runs, measure, *at_once)
+    seeds = dict.fromkeys(run["seed"] for run in results.missing(runs))
+    with tempfile.TemporaryDirectory() as folder:
+        measure.share(seeds, folder)
+        return run_missing(results, runs, measure, *at_once)
 
 
 def _with_file(args: dict[str, Any], path: str) -> dict[str, Any]:

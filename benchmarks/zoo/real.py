@@ -1,6 +1,7 @@
 """Real videos: video-level models on the shards at hand, and frames made of them."""
 
 import argparse
+import functools
 import os
 import pathlib
 import re
@@ -64,13 +65,14 @@ def load_shards(folder: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def load(options: argparse.Namespace) -> dict[str, np.ndarray]:
-    if options.arrays:
+def load(path: str | None) -> dict[str, np.ndarray]:
+    """The arrays of `load_shards`, from a file or from the folder of YT8M_DATA."""
+    if path:
         try:
-            with np.load(options.arrays) as file:
+            with np.load(path) as file:
                 return dict(file)
         except (OSError, ValueError) as e:
-            raise UserError(f"--arrays={options.arrays} cannot be read: {e}") from e
+            raise UserError(f"--arrays={path} cannot be read: {e}") from e
     folder = os.environ.get("YT8M_DATA")
     if not folder:
         raise UserError("--real: YT8M_DATA names no folder; set it, or use --arrays.")
@@ -92,6 +94,14 @@ def videos_of(arrays: dict[str, np.ndarray], part: str, frames: bool) -> Videos:
         parts = in_processes(_expand, tasks)
         inputs = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
     return Videos(inputs, labels, labels)
+
+
+@functools.lru_cache(maxsize=1)
+def _videos(path: str | None, frames: bool) -> tuple[Videos, Videos]:
+    """Those to train on, and those that are scored."""
+    arrays = load(path)
+    train, scored = (videos_of(arrays, part, frames) for part in ("train", "scored"))
+    return train, scored
 
 
 def _expand(ids: np.ndarray, means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -119,7 +129,7 @@ def run(
 ) -> int:
     """Trains what is missing and writes the table; returns an exit status."""
     if options.save_arrays:
-        np.savez_compressed(options.save_arrays, **load(options))
+        np.savez_compressed(options.save_arrays, **load(options.arrays))
         print(f"Written to {options.save_arrays}.")
         return 0
     benchmark = "frames" if options.frames else "real"
@@ -130,8 +140,8 @@ def run(
         runs = runs_of(benchmark, rows, options.seeds, setting)
         measure = _Measure(options, rows, stored, benchmark)
         if stored.missing(runs):
-            measure.load()  # a file that is not there stops everything
-        failed = run_missing(stored, runs, measure)
+            _videos(options.arrays, options.frames)  # what is not there stops it all
+        failed = run_missing(stored, runs, measure, options.processes, options.minutes)
     found = stored_results.by_row(stored.read(benchmark, setting), rows)
     if not found:
         raise UserError(f"{stored.path} has no results of {setting}.")
@@ -154,13 +164,9 @@ class _Measure:
         self.options, self.rows = options, rows
         self.stored, self.benchmark = stored, benchmark
 
-    def load(self) -> None:
-        arrays, frames = load(self.options), self.options.frames
-        self.train = videos_of(arrays, "train", frames)
-        self.scored = videos_of(arrays, "scored", frames)
-
     def __call__(self, name: str, seeds: list[int]) -> Iterator[Result]:
-        row, train, scored = self.rows[name], self.train, self.scored
+        train, scored = _videos(self.options.arrays, self.options.frames)
+        row = self.rows[name]
         epochs = self.options.epochs or row.epochs
         steps = round(len(train.labels) * epochs / row.batch_size)
         sizes = schema.FRAME_FEATURES if self.options.frames else schema.VIDEO_FEATURES

@@ -1,7 +1,11 @@
-"""Which runs are to be done, and doing them one after the other."""
+"""Which runs are to be done, and doing them, one after the other or some at once."""
 
 import importlib
+import math
+import multiprocessing
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -80,28 +84,60 @@ def run_missing(
     results: Results,
     runs: list[Result],
     measure: Callable[[str, list[int]], Iterator[Result]],
+    processes: int = 1,
+    minutes: float | None = None,
 ) -> int:
     """Does the runs that are not in the file, all seeds of a row together.
 
     Args:
         measure: gives what was measured, for a row and each of its seeds.
+        processes: rows at once; of several, `measure` is sent to each.
+        minutes: with several processes, when what still runs is stopped.
 
     Returns:
-        How many rows failed; their errors have been printed.
+        How many rows failed, their errors have been printed, or were not done in time.
     """
-    missing, failed = results.missing(runs), 0
-    for name in dict.fromkeys(run["row"] for run in missing):
-        own = {run["seed"]: run for run in missing if run["row"] == name}
-        try:
-            for run, found in zip(own.values(), measure(name, list(own)), strict=True):
-                results.append({**run, **found, "where": where()})
-                print(
-                    f"{run['benchmark']}, {name}, seed {run['seed']}: GAP "
-                    f"{found['gap']:.3f}, {found['seconds']:.0f} s",
-                    flush=True,
-                )
-        except Exception:  # the others' turn comes all the same
-            traceback.print_exc()
-            print(f"{name} failed.", file=sys.stderr, flush=True)
-            failed += 1
-    return failed
+    missing = results.missing(runs)
+    names = dict.fromkeys(run["row"] for run in missing)
+    jobs = [[run for run in missing if run["row"] == name] for name in names]
+    if processes == 1:
+        return sum(_run_row(results, own, measure) for own in jobs)
+    # A process takes the memory of a GPU as it needs it, and leaves some to the others.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    end = time.monotonic() + 60 * minutes if minutes else math.inf
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        # The models at the end of the tables take the longest.
+        waiting = [
+            pool.apply_async(_run_row, (results, own, measure)) for own in jobs[::-1]
+        ]
+        while time.monotonic() < end and not all(job.ready() for job in waiting):
+            time.sleep(0.1)
+        done = [job.get() for job in waiting if job.ready()]
+    late = len(waiting) - len(done)
+    if late:
+        print(f"{late} rows were stopped; the same command goes on.", flush=True)
+    return sum(done) + late
+
+
+def _run_row(
+    results: Results,
+    runs: list[Result],
+    measure: Callable[[str, list[int]], Iterator[Result]],
+) -> bool:
+    """Does the runs of one row, one a seed; whether it failed."""
+    name = runs[0]["row"]
+    try:
+        for run, found in zip(
+            runs, measure(name, [run["seed"] for run in runs]), strict=True
+        ):
+            results.append({**run, **found, "where": where()})
+            print(
+                f"{run['benchmark']}, {name}, seed {run['seed']}: GAP "
+                f"{found['gap']:.3f}, {found['seconds']:.0f} s",
+                flush=True,
+            )
+    except Exception:  # the others' turn comes all the same
+        traceback.print_exc()
+        print(f"{name} failed.", file=sys.stderr, flush=True)
+        return True
+    return False

@@ -38,6 +38,8 @@ def in_processes(
         processes: how many to start; None takes one for each core, or none at all for
             a single task.
     """
+    if multiprocessing.current_process().daemon:
+        processes = 1  # which has no processes of its own
     if processes is None:
         processes = min(os.cpu_count() or 1, len(tasks))
     if processes < 2:
@@ -46,6 +48,24 @@ def in_processes(
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, spawn) as pool:
         return list(pool.map(function, *zip(*tasks, strict=True)))
+
+
+def save(videos: Videos, folder: str) -> None:
+    """Writes arrays that other processes map."""
+    os.makedirs(folder)
+    for name, values in {**vars(videos), **videos.inputs}.items():
+        if name != "inputs":
+            np.save(os.path.join(folder, f"{name}.npy"), values)
+
+
+def load(folder: str) -> Videos:
+    """Videos of `save`, memory-mapped."""
+    arrays = {
+        name.removesuffix(".npy"): np.load(os.path.join(folder, name), mmap_mode="r")
+        for name in os.listdir(folder)
+    }
+    labels, truth = arrays.pop("labels"), arrays.pop("truth")
+    return Videos(arrays, np.asarray(labels), np.asarray(truth))
 
 
 def generate(

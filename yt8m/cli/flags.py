@@ -329,7 +329,11 @@ def training(flags: FlagValues) -> None:
     def string(name, default, help):
         absl_flags.DEFINE_string(name, default, help, flag_values=flags)
 
-    string("train_data_pattern", "", "Training shards: globs, separated by commas.")
+    string(
+        "train_data_pattern",
+        "",
+        "Training shards: globs, separated by commas; @FILE is a list of them.",
+    )
     string("eval_data_pattern", "", "Validation shards, scored while training.")
     integer("batch_size", "Videos in the batch of each replica (GPU, core).", 1)
     absl_flags.DEFINE_integer(

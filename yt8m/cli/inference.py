@@ -87,7 +87,12 @@ def define(flags: shared.FlagValues) -> None:
         "Also write the model, weights and configuration, as one file.",
         flag_values=flags,
     )
-    string("input_data_pattern", "", "Shards to predict: globs.", flag_values=flags)
+    string(
+        "input_data_pattern",
+        "",
+        "Shards to predict: globs, separated by commas; @FILE is a list of them.",
+        flag_values=flags,
+    )
     string(
         "output_file",
         "",

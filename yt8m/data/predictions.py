@@ -10,8 +10,9 @@
                                     row of each
 
 A score is the probability p itself up to 1/2 and -(1 - p) above, which is as fine near
-1 as near 0, where a plain float16 knows no number between 0.9995 and 1. The hash is
-FNV-1a of 64 bits.
+1 as near 0, where a plain float16 knows no number between 0.9995 and 1. Rounding makes
+some scores equal, which then rank by class: GAP may differ by some 0.0002 from that of
+the model itself. The hash is FNV-1a of 64 bits.
 
 The arrays are memory-mapped: 4 million videos of 100 classes take 1.7 GB of disk, and
 of memory what is being read. Paths are local.

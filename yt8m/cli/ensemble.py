@@ -55,12 +55,7 @@ def define(flags: shared.FlagValues) -> None:
         "How the sources are combined.",
         flag_values=flags,
     )
-    string(
-        "weights",
-        "",
-        "Weights of the sources, separated by commas (default: equal ones).",
-        flag_values=flags,
-    )
+    shared.weights(flags, "sources")
     absl_flags.DEFINE_enum(
         "learn_weights",
         None,
@@ -126,7 +121,7 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "output_file", "No file to write")
     paths = _paths(flags.sources)
     _refuse_contradictions(flags, paths)
-    weights = shared.weights(flags, len(paths))
+    weights = shared.parse_weights(flags, len(paths))
     sources = open_sources(paths, flags.num_classes)
     if flags.method == "lightgbm":
         blocks = _boosted(flags, sources)
@@ -234,7 +229,7 @@ def _weighted(flags: shared.FlagValues, sources: list[Any], weights: Any) -> Any
             print(f"GAP {candidates.gap(one):.5f} {source.path}")
         print(f"GAP {candidates.gap(weights):.5f} with equal weights")
         weights = LEARNERS[flags.learn_weights](candidates)
-        text = ",".join(f"{w:.4g}" for w in weights)
+        text = ",".join(f"{w:.6g}" for w in weights)
         print(
             f"GAP {candidates.gap(weights):.5f} of {candidates.num_videos:,} videos "
             f"with --weights={text}"

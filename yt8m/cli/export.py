@@ -22,12 +22,7 @@ def define(flags: shared.FlagValues) -> None:
     shared.checkpoint(flags)
     shared.top_k(flags, "Predictions returned for each serialized record.")
     shared.output_dir(flags, "Where to write the export.")
-    absl_flags.DEFINE_string(
-        "weights",
-        "",
-        "Weights of the runs, separated by commas (default: equal ones).",
-        flag_values=flags,
-    )
+    shared.weights(flags, "runs")
     absl_flags.DEFINE_enum(
         "method",
         "mean",
@@ -51,7 +46,7 @@ def run(flags: shared.FlagValues) -> int:
                 raise UserError(
                     f"--{name} is for several runs: give --train_dir=RUN1,RUN2."
                 )
-    weights = shared.weights(flags, len(directories))
+    weights = shared.parse_weights(flags, len(directories))
     loaded = [runs.load_run(d.rstrip("/"), flags.checkpoint) for d in directories]
     if len(loaded) < 2:
         export.export(loaded[0], flags.output_dir, top_k=flags.top_k)

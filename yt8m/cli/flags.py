@@ -122,6 +122,15 @@ def batch_size(flags: FlagValues, default: int, help: str) -> None:
     absl_flags.DEFINE_integer("batch_size", default, help, 1, flag_values=flags)
 
 
+def weights(flags: FlagValues, of: str) -> None:
+    absl_flags.DEFINE_string(
+        "weights",
+        "",
+        f"Weights of the {of}, separated by commas (default: equal ones).",
+        flag_values=flags,
+    )
+
+
 def output_dir(flags: FlagValues, help: str) -> None:
     absl_flags.DEFINE_string("output_dir", "", help, flag_values=flags)
 
@@ -707,7 +716,7 @@ def training_config(flags: FlagValues) -> TrainingConfig:
     return TrainingConfig(**values)
 
 
-def weights(flags: FlagValues, count: int) -> list[float] | None:
+def parse_weights(flags: FlagValues, count: int) -> list[float] | None:
     """The weights of --weights, divided by their sum; None if it is not given.
 
     Args:

@@ -108,6 +108,7 @@ def run(flags: shared.FlagValues) -> int:
         num_epochs=training.num_epochs or None,
         shuffle_window=training.shuffle_window or None,
         static_frames=static or training.jit_compile,
+        augmentation=training.frame_augmentation(),
     )
     eval_reader = None
     if training.eval_data_pattern:

@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from yt8m import registry, runs
 from yt8m.errors import UserError
@@ -61,6 +62,13 @@ def test_transforms_are_their_twins_whatever_the_padding_holds(name):
     again = keras.ops.convert_to_numpy(dynamics.find_dynamics(name)(other, mask))
     np.testing.assert_array_equal(again, got)
     assert dynamics.find_dynamics(name)(frames[:, :0], mask[:, :0]).shape == (6, 0, 4)
+
+
+@pytest.mark.parametrize("name", dynamics.DYNAMICS)
+def test_transforms_compile_with_xla(name):
+    transform, (frames, mask) = dynamics.find_dynamics(name), make_frames()
+    compiled = tf.function(transform, jit_compile=True)(frames, tf.constant(mask))
+    np.testing.assert_allclose(compiled, transform(frames, mask), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", dynamics.DYNAMICS)

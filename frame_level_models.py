@@ -27,7 +27,7 @@ from yt8m.layers.fisher_vector import NetFV
 from yt8m.layers.frame_combinations import LinearCombinations, SurestFrames
 from yt8m.layers.frame_scores import classify_frames
 from yt8m.layers.gating import ContextGating, SqueezeExcitation
-from yt8m.layers.masking import length_mask, masked_mean
+from yt8m.layers.masking import masked_mean
 from yt8m.layers.mixture import Branch, LogitMixture
 from yt8m.layers.netvlad import NetRVLAD, NetVLAD
 from yt8m.layers.nextvlad import NeXtVLAD
@@ -475,10 +475,8 @@ class NeXtVLADModel(PoolingModel):
         if not self.pca_eigenvalues:
             return super().preprocess(inputs)
         parts = {n: dequantize(inputs[n], "float32") for n in self.features}
-        mask = length_mask(inputs["num_frames"], ops.shape(parts["rgb"])[1])
         parts["rgb"] = self.reverse_whitening(parts["rgb"])
-        frames = ops.concatenate(list(parts.values()), axis=-1)
-        frames = ops.where(mask[..., None], frames, 0.0)
+        frames, mask = self.join(list(parts.values()), inputs["num_frames"])
         return ops.cast(frames, self.compute_dtype), mask
 
     def pool(self, frames, mask, training=False):
@@ -504,6 +502,7 @@ class MixtureNeXtVLADModel(FrameLevelModel):
         branches: how many.
         branch_args: arguments of each, by name; the head's are among them.
         temperature, distillation_weight: as `LogitMixture`.
+        dynamics: as `FrameLevelModel`, of all branches.
 
     Raises:
         UserError: `branch` is unknown, refuses its arguments or is no such model.
@@ -526,6 +525,12 @@ class MixtureNeXtVLADModel(FrameLevelModel):
                 f"branch={branch} is no model that pools frames and classifies the "
                 "result; NeXtVLADModel and NetVLADModel are."
             )
+        if self.dynamics and "dynamics" in (branch_args or {}):
+            raise UserError(
+                "dynamics of the mixture are those of all branches: give it once, "
+                "there or in branch_args."
+            )
+        dynamics = {"dynamics": self.dynamics} if self.dynamics else {}
         self.branch = branch
         self.branches = branches
         self._branch_args = tuple((branch_args or {}).items())
@@ -538,6 +543,7 @@ class MixtureNeXtVLADModel(FrameLevelModel):
                     num_classes=self.num_classes,
                     features=self.features,
                     dtype=self.dtype_policy,
+                    **dynamics,
                     **self.branch_args,
                 ),
                 name=f"branch_{i}",

@@ -513,6 +513,11 @@ SEES_ORDER |= {
     "LinearCombinationsModel",
 }
 
+# Every model that reads frames may see their dynamics alone.
+for _name, _options in OPTIONS.items():
+    OPTIONS[_name] = _options | {"dynamics": "minus_mean"}
+
+
 # Video level
 
 _VIDEO_OPTIONS = {

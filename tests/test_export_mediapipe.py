@@ -30,6 +30,7 @@ SELECTIONS = {
     "four": FrameSelection(count=4, method="random"),
     "four later": FrameSelection(count=4, skip_first=2),
     "skipping": FrameSelection(skip_first=3),
+    "scenes": FrameSelection(scene_threshold=1.0),
 }
 
 

@@ -41,12 +41,16 @@ class FrameSelection:
         method: one of `SELECTION_METHODS`; of training only.
         skip_first: frames left out at the start of every video that has more.
         evaluation: `even` takes `count` evenly spaced frames at evaluation, `all` all.
+        scene_threshold: only one frame of each scene may be taken, its middle one, in
+            training as at evaluation; a scene ends where two neighbouring frames are
+            at a cosine distance above this. None: any frame may be taken.
     """
 
     count: int | None = None
     method: str = "random"
     skip_first: int = 0
     evaluation: str = "even"
+    scene_threshold: float | None = None
 
     def __post_init__(self):
         if self.count is not None and self.count < 1:
@@ -62,12 +66,32 @@ class FrameSelection:
             )
         if self.skip_first < 0:
             raise UserError(f"`skip_first` must be >= 0, not {self.skip_first}.")
+        if self.scene_threshold is not None and not 0 <= self.scene_threshold <= 2:
+            raise UserError(
+                "--scene_threshold is a cosine distance, from 0 to 2, not "
+                f"{self.scene_threshold}."
+            )
 
     def evaluated(self) -> "FrameSelection":
         """The selection at evaluation, where `count` frames are evenly spaced."""
         if self.evaluation == "even":
             return self
         return dataclasses.replace(self, count=None)
+
+
+@dataclass(frozen=True)
+class FrameAugmentation:
+    """What training does to the frames of each video, drawn anew for each batch.
+
+    Attributes:
+        crop: the least and the greatest share of a video's frames that are kept, in a
+            row from a random place; None keeps all.
+        bootstrap: the frames taken are drawn again with replacement, this share of
+            their number; 0 leaves them.
+    """
+
+    crop: tuple[float, float] | None = None
+    bootstrap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +145,13 @@ class DataConfig:
             raise UserError(f"`level` must be frame or video, not {self.level!r}.")
         if self.segments and self.level != "frame":
             raise UserError("--segment_labels needs a frame-level model.")
+        if self.segments and self.frames.scene_threshold is not None:
+            raise UserError(
+                "--scene_threshold finds the scenes of whole videos: leave it or "
+                "--segment_labels out."
+            )
+        if self.level == "video" and self.frames.scene_threshold is not None:
+            raise UserError("--scene_threshold needs a frame-level model.")
         if not self.features:
             raise UserError("No feature is named; give --feature_names.")
         for name, size in self.features.items():
@@ -170,11 +201,14 @@ class TrainingConfig:
     precision: str = "float32"
     gradient_accumulation_steps: int = 1
     mixup: float = 0.0  # alpha of the Beta distribution of the shares; 0: off
+    crop: str = ""  # share of a video's frames, or the least and the greatest
+    frame_bootstrap: float = 0.0  # share of the frames that are drawn again; 0: off
+    feature_noise: float = 0.0  # standard deviation; 0: off
+    feature_dropout: float = 0.0  # share of the dimensions; 0: off
+    modality_dropout: float = 0.0  # share of the videos; 0: off
     teacher: str = ""  # a run, or a folder of predictions
     teacher_checkpoint: str = "latest"  # of a run; the step, once training has begun
-    distillation_weight: float = (
-        0.5  # of the soft labels' loss; the other's is the rest
-    )
+    distillation_weight: float = 0.5  # of the soft labels' loss; the rest is hard
     temperature: float = 1.0  # by which logits are divided in that loss
     on_missing_soft_labels: str = "fail"
     ema_decay: float = 0.0  # of the weights' moving averages; 0: none are kept
@@ -196,6 +230,7 @@ class TrainingConfig:
             ("warmup_examples", 0),
             ("deep_supervision_weight", 0),
             ("mixup", 0),
+            ("feature_noise", 0),
             ("save_checkpoint_minutes", 0),
             ("save_checkpoint_steps", 0),
             ("keep_checkpoints", 1),
@@ -217,6 +252,16 @@ class TrainingConfig:
             raise UserError(f"--temperature must be positive, not {self.temperature}.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema_decay must be in [0, 1), not {self.ema_decay}.")
+        for name in ("feature_dropout", "modality_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"--{name} is a share in [0, 1), not {getattr(self, name)}."
+                )
+        if not 0 <= self.frame_bootstrap <= 1:
+            raise UserError(
+                f"--frame_bootstrap is a share in [0, 1], not {self.frame_bootstrap}."
+            )
+        self.crop_shares()  # refuses what is none
         if self.base_learning_rate <= 0:
             raise UserError(
                 f"--base_learning_rate must be positive, not {self.base_learning_rate}."
@@ -235,6 +280,26 @@ class TrainingConfig:
                     f"{near_matches(getattr(self, name), known)}"
                 )
 
+    def crop_shares(self) -> tuple[float, float] | None:
+        """The shares of --crop. Raises `UserError` if they are none."""
+        if not self.crop.strip():
+            return None
+        try:
+            shares = [float(share) for share in self.crop.split(",")]
+        except ValueError:
+            shares = []
+        if len(shares) not in (1, 2) or not 0 < shares[0] <= shares[-1] <= 1:
+            raise UserError(
+                f"--crop={self.crop} must be a share of the frames in (0, 1], as in "
+                "--crop=0.5, or the least and the greatest, as in --crop=0.3,1."
+            )
+        return shares[0], shares[-1]
+
+    def frame_augmentation(self) -> FrameAugmentation | None:
+        """What --crop and --frame_bootstrap say, for the reader; None of nothing."""
+        wanted = FrameAugmentation(self.crop_shares(), self.frame_bootstrap)
+        return None if wanted == FrameAugmentation() else wanted
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -243,6 +308,20 @@ class RunConfig:
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig
+
+    def __post_init__(self):
+        if self.data.level == "video":
+            for name in ("crop", "frame_bootstrap"):
+                if getattr(self.training, name):
+                    raise UserError(
+                        f"--{name} draws among frames, which {self.model.name}, a "
+                        "video-level model, does not see; leave it out."
+                    )
+        if self.training.modality_dropout and len(self.data.features) < 2:
+            raise UserError(
+                "--modality_dropout drops one of several features; "
+                f"--feature_names={next(iter(self.data.features))} is one."
+            )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

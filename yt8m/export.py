@@ -42,7 +42,7 @@ import yt8m
 from yt8m import runs, schema
 from yt8m.config import DataConfig
 from yt8m.data.files import describe
-from yt8m.data.frames import select_frames
+from yt8m.data.frames import scene_breaks, select_frames
 from yt8m.data.records import parse_batch
 from yt8m.errors import UserError
 from yt8m.model import FrameLevelModel, YT8MModel, forward, top_classes
@@ -270,7 +270,10 @@ def mediapipe_module(
         # A count beyond the frames fed would read what is not there.
         most = tf.minimum(tf.shape(rgb_and_audio)[1], data.max_frames)
         available = tf.clip_by_value(tf.reshape(num_frames, [-1]), 0, most)
-        indices, taken = select_frames(available, data.frames, seed=None)
+        breaks, threshold = None, data.frames.scene_threshold
+        if threshold is not None:
+            breaks = scene_breaks([rgb_and_audio], threshold, data.max_frames)
+        indices, taken = select_frames(available, data.frames, None, breaks=breaks)
         frames = tf.gather(rgb_and_audio, indices, batch_dims=1)
         inputs = dict(zip(model.features, tf.split(frames, sizes, -1), strict=True))
         logits = forward(model, inputs | {"num_frames": taken})["logits"]

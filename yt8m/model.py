@@ -16,6 +16,7 @@ from yt8m import registry, schema
 from yt8m.config import FrameSelection
 from yt8m.layers.classifiers import create_head
 from yt8m.layers.constants import weights_follow
+from yt8m.layers.dynamics import find_dynamics
 from yt8m.layers.global_normalization import GlobalNormalization
 from yt8m.layers.heads import Head
 from yt8m.layers.masking import length_mask
@@ -167,6 +168,12 @@ class HeadModel(YT8MModel):
 class FrameLevelModel(YT8MModel):
     """Base of models that read frames; a subclass defines `classify`.
 
+    Args:
+        dynamics: the model sees what changes in a video alone: its frames less their
+            mean (`minus_mean`), or through a high-pass filter over time (`wavelet`),
+            see `yt8m.layers.dynamics`. None: the frames as they are.
+        Others as `YT8MModel`.
+
     Call arguments:
         inputs: dictionary of one [B, T, size] tensor for each feature (uint8 is
             dequantised, floats are taken as they are) and `num_frames` int32 [B].
@@ -182,6 +189,12 @@ class FrameLevelModel(YT8MModel):
 
     #: The frames a model takes unless flags say otherwise; None takes all.
     default_frames = FrameSelection()
+
+    def __init__(self, dynamics: str | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.dynamics = dynamics
+        if dynamics:
+            find_dynamics(dynamics)  # refuses an unknown one before anything is built
 
     @classmethod
     def default_features(cls) -> dict[str, int]:
@@ -206,11 +219,26 @@ class FrameLevelModel(YT8MModel):
             frames [B, T, D] in the compute dtype and mask bool [B, T].
         """
         parts = [dequantize(inputs[name], "float32") for name in self.features]
-        mask = length_mask(inputs["num_frames"], ops.shape(parts[0])[1])
+        frames, mask = self.join(parts, inputs["num_frames"])
+        return l2_normalize(frames, dtype=self.compute_dtype), mask
+
+    def join(self, parts: list[Any], num_frames: Any) -> tuple[Any, Any]:
+        """Concatenates features, zeroes the padding, and takes the dynamics if asked.
+
+        Args:
+            parts: float32 [B, T, size] of each feature.
+            num_frames: int32 [B].
+
+        Returns:
+            frames float32 [B, T, D] and mask bool [B, T].
+        """
+        mask = length_mask(num_frames, ops.shape(parts[0])[1])
         frames = ops.concatenate(parts, axis=-1)
         # Selected, not multiplied: garbage in the padding may be NaN.
-        frames = ops.where(mask[..., None], frames, 0)
-        return l2_normalize(frames, dtype=self.compute_dtype), mask
+        frames = ops.where(mask[..., None], frames, 0.0)
+        if self.dynamics:
+            frames = find_dynamics(self.dynamics)(frames, mask)
+        return frames, mask
 
     def classify(self, frames: Any, mask: Any, training: bool = False) -> Outputs:
         """From preprocessed frames [B, T, D] and mask [B, T] to the outputs."""
@@ -227,7 +255,7 @@ class PoolingModel(HeadModel, FrameLevelModel):
     A subclass defines `pool`.
 
     Args:
-        All as `HeadModel`.
+        All as `HeadModel` and `FrameLevelModel`.
     """
 
     def pool(self, frames: Any, mask: Any, training: bool = False) -> Any:

@@ -296,6 +296,14 @@ def model(
         0,
         flag_values=flags,
     )
+    absl_flags.DEFINE_float(
+        "scene_threshold",
+        None,
+        "Takes only the middle frame of each scene, which ends where the cosine "
+        "distance of neighbouring frames is above this.",
+        0.0,
+        flag_values=flags,
+    )
     absl_flags.DEFINE_bool(
         "sample_random_frames",
         None,
@@ -393,6 +401,26 @@ def training(flags: FlagValues) -> None:
     integer("gradient_accumulation_steps", "Parts in which a batch is computed.", 1)
     number("mixup", "Alpha of mixup's Beta distribution; 0: no mixup.")
     distillation(flags)
+    string(
+        "crop",
+        TrainingConfig.crop,
+        "Trains on a stretch of each video at a random place: this share of its frames "
+        "(0.5: half of the video), or a share drawn between two (0.3,1).",
+    )
+    number(
+        "frame_bootstrap",
+        "Draws the frames again with replacement, in the order of time: this share of "
+        "their number; 0: off.",
+    )
+    number("feature_noise", "Deviation of normal noise on all features; 0: off.")
+    number(
+        "feature_dropout",
+        "Share of the dimensions that are zeroed, of each video others; 0: off.",
+    )
+    number(
+        "modality_dropout",
+        "Share of the videos of which one feature, such as audio, is zeroed; 0: off.",
+    )
     number("ema_decay", "Decay of moving averages of the weights; 0: none.")
     integer("steps_per_loop", "Steps of each call of the device; 0: about a second.")
     for name, help in (
@@ -673,6 +701,9 @@ def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
         if flags.skip_first_frames is None
         else flags.skip_first_frames,
         "evaluation": default.frames.evaluation,
+        "scene_threshold": default.frames.scene_threshold
+        if flags.scene_threshold is None
+        else flags.scene_threshold,
     }
     if flags.frame_features is not None:
         level = "frame" if flags.frame_features else "video"

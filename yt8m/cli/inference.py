@@ -214,6 +214,12 @@ def _predict(flags: shared.FlagValues) -> int:
                 f"--segment_labels needs a frame-level model; {origin} is of a "
                 "video-level one, which sees no frames."
             )
+        if data.frames.scene_threshold is not None:
+            raise UserError(
+                f"{origin} takes a frame of each scene (--scene_threshold="
+                f"{data.frames.scene_threshold}); segments have none: leave out "
+                "--segment_labels."
+            )
         classes = _segment_classes(flags, data.num_classes)
         data = dataclasses.replace(data, frames=FrameSelection())
     reader = pipeline.Reader(

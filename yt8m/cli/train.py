@@ -110,6 +110,7 @@ def run(flags: shared.FlagValues) -> int:
         shuffle_window=training.shuffle_window or None,
         static_frames=static or training.jit_compile,
         soft_labels=soft_labels,
+        augmentation=training.frame_augmentation(),
     )
     eval_reader = None
     if training.eval_data_pattern:

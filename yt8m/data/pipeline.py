@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from yt8m import schema
-from yt8m.config import DataConfig, Part
+from yt8m.config import DataConfig, FrameAugmentation, Part
 from yt8m.data import order
 from yt8m.data.faults import find_fault
 from yt8m.data.files import check_files, list_files, sniff_first
@@ -91,6 +91,8 @@ class Reader:
         static_frames: pad to a T that is the same for all batches.
         frame_seed: of random frames, where it is not `seed`; the draws depend on the
             number of the batch.
+        augmentation: what is done to the frames of training, drawn with the seed of
+            random frames; None for evaluation.
         num_readers: files read at the same time, where that pays: for records that
             come over the network, and on half of the cores for local frames.
         soft_labels: what a teacher's predictions say of the videos, to be joined to
@@ -117,6 +119,7 @@ class Reader:
         num_readers: int = 8,
         frame_seed: int | None = None,
         soft_labels: SoftLabels | None = None,
+        augmentation: FrameAugmentation | None = None,
     ):
         if on_bad_record not in ("fail", "skip"):
             raise ValueError(
@@ -127,6 +130,7 @@ class Reader:
         self.bad_records: list[BadRecord] = []
         self.soft_labels = soft_labels
         self._frame_seed = seed if frame_seed is None else frame_seed
+        self._augmentation = augmentation
         self._num_epochs = num_epochs
         self._skip = on_bad_record == "skip"
         self._index = index or RecordIndex()
@@ -336,6 +340,7 @@ class Reader:
             seed=seed,
             rows=(rows, self.batch_size),
             static_frames=self._static_frames,
+            augmentation=self._augmentation,
         )
         if self.soft_labels:
             batch = self.soft_labels.join(batch, host)

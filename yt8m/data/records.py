@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from yt8m import schema
-from yt8m.config import DataConfig
-from yt8m.data.frames import select_frames
+from yt8m.config import DataConfig, FrameAugmentation
+from yt8m.data.frames import scene_breaks, select_frames
 from yt8m.errors import DataError
 
 Batch = dict[str, tf.Tensor]
@@ -299,6 +299,7 @@ def parse_frame_batch(
     seed: tf.Tensor | None = None,
     rows: tuple[tf.Tensor, int] | None = None,
     static_frames: bool = False,
+    augmentation: FrameAugmentation | None = None,
 ) -> tuple[Batch, Batch]:
     """Parses serialized SequenceExamples at once; frames are chosen, then decoded.
 
@@ -313,6 +314,7 @@ def parse_frame_batch(
         static_frames: pad to T = `config.frames.count`, or, if all frames are taken,
             to `config.max_frames` or a segment's 5; otherwise T is the longest video
             of the batch.
+        augmentation: what is done to the frames, where a seed is given.
 
     Returns:
         Device features: each feature uint8 (bytes) or float32 (floats) [B, T, size],
@@ -339,36 +341,58 @@ def parse_frame_batch(
     )
     first = lengths[next(iter(config.features))]
     num_frames = tf.minimum(tf.cast(first, tf.int32), max_frames)
-    indices = None
-    selection = config.frames if seed is not None else config.frames.evaluated()
-    if selection.count is not None or selection.skip_first:
-        indices, num_frames = select_frames(
-            num_frames, selection, seed, rows=rows, max_frames=max_frames
-        )
-    # Copying a frame as a string costs about four times its decoding.
-    few = 4 * (selection.count or max_frames) <= max_frames
-    batch = {}
+    rows_of = {}
     for name, size in config.features.items():
-        rows = frames[name]  # string [B, T] or float32 [B, T, size]
         checks = [tf.debugging.assert_equal(lengths[name], first)]
         if kinds[name] == "bytes":
-            checks += _check_bytes(rows, first, size)
+            checks += _check_bytes(frames[name], first, size)
         with tf.control_dependencies(checks):
-            if few:
-                rows = tf.gather(rows, indices, batch_dims=1)
-            if kinds[name] == "bytes":
-                rows = tf.io.decode_raw(rows, tf.uint8, fixed_length=size)
-            else:
-                _check_finite(rows)
-            if indices is None:
-                rows = rows[:, :max_frames]
-            elif not few:
-                rows = tf.gather(rows, indices, batch_dims=1)
+            rows_of[name] = tf.identity(frames[name])
+
+    def decode(name, values):  # string [B, T] or float32 [B, T, size]
+        if kinds[name] == "bytes":
+            return tf.io.decode_raw(
+                values, tf.uint8, fixed_length=config.features[name]
+            )
+        _check_finite(values)
+        return values
+
+    selection = config.frames if seed is not None else config.frames.evaluated()
+    # Copying a frame as a string costs about four times its decoding.
+    few = 4 * (selection.count or max_frames) <= max_frames
+    breaks, indices = None, None
+    if selection.scene_threshold is not None:
+        few = False  # all frames are looked at
+        rows_of = {name: decode(name, values) for name, values in rows_of.items()}
+        breaks = scene_breaks(
+            list(rows_of.values()), selection.scene_threshold, max_frames
+        )
+    if selection.count or selection.skip_first or augmentation or breaks is not None:
+        indices, num_frames = select_frames(
+            num_frames,
+            selection,
+            seed,
+            rows=rows,
+            max_frames=max_frames,
+            breaks=breaks,
+            augmentation=augmentation,
+        )
+    batch = {}
+    for name, size in config.features.items():
+        values = rows_of[name]
+        if few:
+            values = tf.gather(values, indices, batch_dims=1)
+        if breaks is None:
+            values = decode(name, values)
+        if indices is None:
+            values = values[:, :max_frames]
+        elif not few:
+            values = tf.gather(values, indices, batch_dims=1)
         if static_frames:
             length = selection.count or max_frames
-            rows = tf.pad(rows, [[0, 0], [0, length - tf.shape(rows)[1]], [0, 0]])
-            rows = tf.ensure_shape(rows, [None, length, size])
-        batch[name] = tf.ensure_shape(rows, [None, None, size])
+            values = tf.pad(values, [[0, 0], [0, length - tf.shape(values)[1]], [0, 0]])
+            values = tf.ensure_shape(values, [None, length, size])
+        batch[name] = tf.ensure_shape(values, [None, None, size])
     batch["num_frames"] = num_frames
     if config.segments:
         checks = [

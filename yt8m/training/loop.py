@@ -33,6 +33,7 @@ from yt8m.metrics.ranking import batch_metrics
 from yt8m.model import YT8MModel, forward
 from yt8m.progress import Progress
 from yt8m.training import distillation
+from yt8m.training.augmentation import augment, is_augmented
 from yt8m.training.mixup import mix
 from yt8m.training.optimizers import ExamplesSchedule, create_optimizer
 
@@ -602,6 +603,10 @@ class StepFunctions:
         size = tf.cast(tf.shape(batch["labels"])[0], tf.float32)
         size = tf.maximum(replicas.all_reduce(total, size), 1.0)
         seen = self.teacher.teach(batch) if self.teacher else batch
+        if is_augmented(self.settings):
+            rows = _global_rows(tf.shape(batch["labels"])[0])
+            features = self.model.features
+            seen = augment(seen, features, self.settings, self._taken, rows)
         if self.settings.mixup:
             # Drawn anew for each step and replica, and alike when a run is resumed.
             number = tf.cast(replicas.replica_id_in_sync_group, tf.int64)
@@ -698,6 +703,19 @@ class StepFunctions:
             factor = whole / tf.maximum(global_norm, whole)
             gradients = [g * factor for g in gradients]
         return gradients
+
+
+def _global_rows(size: tf.Tensor) -> tf.Tensor:
+    """The rows of the global batch that this replica has, given their number."""
+    replicas = tf.distribute.get_replica_context()
+    count, number = replicas.num_replicas_in_sync, replicas.replica_id_in_sync_group
+    if count == 1:
+        return tf.range(size)
+    # A sum is what every strategy can do.
+    sizes = tf.one_hot(number, count, dtype=tf.int32) * size
+    sizes = replicas.all_reduce(tf.distribute.ReduceOp.SUM, sizes)
+    before = tf.reduce_sum(tf.where(tf.range(count) < number, sizes, 0))
+    return before + tf.range(size)
 
 
 class _Signals:

@@ -308,6 +308,28 @@ def test_parts_of_a_training_are_the_whole_and_show_every_video():
     np.testing.assert_array_equal(labels, train.labels[drawn[0]])
 
 
+def test_averages_of_the_weights_are_scored_and_the_training_goes_on_without():
+    config, train = small_videos()
+
+    def trained(count, **optimizer_args):
+        own = row(optimizer_args=optimizer_args)
+        found = training.Trained(own, config.features, 8, steps=6)
+        for _ in found.epochs(train, seed=0, count=count):
+            scores = found.logits(train)
+        return scores, [v.numpy() for v in found.learner.trainable_variables]
+
+    plain, weights = trained(1)
+    average, same = trained(1, use_ema=True, ema_momentum=0.9)
+    assert np.abs(average - plain).max() > 1e-2
+    latest, _ = trained(1, use_ema=True, ema_momentum=0.0)
+    np.testing.assert_allclose(latest, plain, atol=1e-4)
+    in_parts, same_too = trained(3, use_ema=True, ema_momentum=0.9)
+    np.testing.assert_allclose(in_parts, average, atol=1e-4)
+    for a, b, c in zip(weights, same, same_too, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-4)
+        np.testing.assert_allclose(c, a, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

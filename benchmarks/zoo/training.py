@@ -1,5 +1,6 @@
 """Training and scoring of a model on arrays in memory, on any Keras backend."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -80,6 +81,28 @@ class Batches(keras.utils.PyDataset):
         return {**inputs, "labels": labels}, labels
 
 
+class Adam(keras.optimizers.Adam):
+    """Adam; `use_ema` keeps averages of the weights, by `ema_momentum`, and no more.
+
+    Keras's own overwrites the weights with them at the end of each `fit`, of which a
+    training here has many.
+    """
+
+    def finalize_variable_values(self, var_list):
+        pass
+
+    @contextlib.contextmanager
+    def averages_in(self, variables: list):
+        """With the averages, if they are kept, in the place of the trained weights."""
+        averages = self._model_variables_moving_average if self.use_ema else []
+        trained = [ops.convert_to_numpy(v) for v in variables[: len(averages)]]
+        for variable, average in zip(variables, averages, strict=False):
+            variable.assign(average)
+        yield
+        for variable, value in zip(variables, trained, strict=False):
+            variable.assign(value)
+
+
 class Trained:
     """A row's model, compiled once and trained anew for each seed.
 
@@ -104,7 +127,7 @@ class Trained:
         if row.schedule == "cosine":
             rate = keras.optimizers.schedules.CosineDecay(rate, steps)
         # As the trainer's: epsilon, and each gradient clipped at a norm of 1.
-        self.optimizer = keras.optimizers.Adam(
+        self.optimizer = Adam(
             rate, **{"epsilon": 1e-8, "clipnorm": 1.0, **row.optimizer_args}
         )
         self.optimizer.build(self.learner.trainable_variables)
@@ -148,7 +171,8 @@ class Trained:
         """Of all videos, float32 [N, C]."""
         names = self.learner.model.input_names
         inputs = {name: videos.inputs[name] for name in names}
-        return self.learner.predict(inputs, batch_size=_SCORED_VIDEOS, verbose=0)
+        with self.optimizer.averages_in(self.learner.trainable_variables):
+            return self.learner.predict(inputs, batch_size=_SCORED_VIDEOS, verbose=0)
 
 
 def score(logits: np.ndarray, truth: np.ndarray) -> tuple[float, np.ndarray]:

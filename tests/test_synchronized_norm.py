@@ -43,9 +43,9 @@ def on_replicas(strategy, step, tensors, split):
     ]
 
 
-def assert_close(ours, theirs, error=1e-6):
-    """Equal but for roundings of the largest value."""
-    atol = error * np.abs(theirs).max()
+def assert_close(ours, theirs, error=1e-6, least=0.0):
+    """Equal but for roundings of the largest value, or of `least`."""
+    atol = max(error * np.abs(theirs).max(), least)
     np.testing.assert_allclose(ours, theirs, rtol=error, atol=atol)
 
 
@@ -181,7 +181,8 @@ def test_a_synchronised_model_trains_as_on_one_device(name):
     error = 2e-4 if name == "CnnDccModel" else 1e-5
     assert_close(np.concatenate(results[0]), logits, error)
     for ours, theirs in zip(results[1:], gradients, strict=True):
-        assert_close(sum(ours), theirs, error)
+        # Some gradients are 0, such as that of a bias before a norm.
+        assert_close(sum(ours), theirs, error, least=5e-6)
     for ours, theirs in zip(averages(model), averages(whole), strict=True):
         assert_close(ours, theirs, error)
 

@@ -102,7 +102,7 @@ def make_unready(operation):
         def classify(self, frames, mask, training=False):
             return {"logits": operation(frames, mask)[:, 0, :C]}
 
-    return UnreadyModel(C, FEATURES["frame"])
+    return UnreadyModel(num_classes=C, features=FEATURES["frame"])
 
 
 def test_a_model_that_calls_the_host_is_found_out():

@@ -158,6 +158,7 @@ def _measure(
     rows = chosen(table, options.models)
     runs = runs_of(benchmark, rows, options.seeds, setting)
     measure, at_once = kind(rows, setting, None), (options.processes, options.minutes)
+    measure.config(0)  # what is wrong with it stops everything
     if options.processes == 1:
         return run_missing(results, runs, measure, *at_once)
     seeds = dict.fromkeys(run["seed"] for run in results.missing(runs))

@@ -2,7 +2,7 @@
 
 import sys
 
-from yt8m.cli.main import run
+from yt8m.cli.main import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run("export", sys.argv[1:]))
+    leave(run("export", sys.argv[1:]))

@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from typing import NoReturn
 
 from absl import flags as absl_flags
 
@@ -23,6 +24,10 @@ from yt8m import __version__
 from yt8m.errors import UserError, near_matches
 
 _INTERNAL = ("flags", "main")
+
+
+class Interrupted(int):
+    """The exit status of a command that Ctrl-C cut short, wherever it was."""
 
 
 def command_names() -> list[str]:
@@ -67,10 +72,23 @@ def run(command: str, arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
-        return 130
+        return Interrupted(128 + signal.SIGINT)
     except BrokenPipeError:  # `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process with what `run` returned; after an interruption at once.
+
+    TensorFlow's threads are at work then, and crash now and then while Python takes
+    itself down around them.
+    """
+    if isinstance(status, Interrupted):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 class _ErrorStream(logging.Handler):
@@ -186,7 +204,7 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    sys.exit(run(command, sys.argv[2:]))
+    leave(run(command, sys.argv[2:]))
 
 
 def _first_line(path: str) -> str:

@@ -156,7 +156,9 @@ def make_videos(name, count=32):
 @pytest.mark.parametrize("name", NAMES)
 def test_32_videos_are_learned_by_heart(name):
     model, (batch, labels) = make_model(name), make_videos(name)
-    optimizer = keras.optimizers.Adam(0.03)
+    # What sorts frames jumps when two change places, and must take smaller steps.
+    rate = 0.01 if name == "TimeDistributedDenseSortingModel" else 0.03
+    optimizer = keras.optimizers.Adam(rate)
     optimizer.build(model.trainable_variables)
 
     @tf.function

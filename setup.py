@@ -19,7 +19,7 @@ setup(
     packages=find_packages(include=["yt8m", "yt8m.*"]),
     # The two registries stay at the top level, where users look and add models.
     py_modules=["frame_level_models", "video_level_models"],
-    package_data={"yt8m": ["recipes/*.flags"]},
+    package_data={"yt8m": ["recipes/*.flags", "recipes/*.json"]},
     install_requires=[
         "tensorflow>=2.16,<2.22",
         "keras>=3.3",

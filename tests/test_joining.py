@@ -176,6 +176,8 @@ def test_a_model_trains_on_the_embeddings_of_two_runs_side_by_side(
         "--feature_names=embedding_0,embedding_1",
         "--feature_sizes=20,8",
     ]
+    with open("joined/features.flags") as f:
+        assert f.read().splitlines() == said[1:]
     own = {
         name: {r.id: r for r in read_records([f"{name}.tfrecord"])} for name in names
     }

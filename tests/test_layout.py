@@ -18,6 +18,7 @@ RANKS = {
     "yt8m.config": 0,
     "yt8m.registry": 0,
     "yt8m.remote": 0,
+    "yt8m.steps": 0,
     "yt8m.data": 1,
     "yt8m.layers": 1,
     "yt8m.losses": 1,

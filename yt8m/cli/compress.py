@@ -88,7 +88,7 @@ def run(flags: shared.FlagValues) -> int:
 
     def write(directory: str) -> None:
         _write_run(run, directory, flags.method)
-        record["bytes"] = size = _bytes_below(directory)
+        record["bytes"] = size = bytes_below(directory)
         if most is not None and size > most:
             raise UserError(
                 f"{run.checkpoint.path} takes {size:,} bytes with --method="
@@ -141,7 +141,8 @@ def _write_run(run: Any, directory: str, method: str) -> None:
         tf.io.gfile.copy(classes, os.path.join(directory, runs.SEGMENT_CLASSES_FILE))
 
 
-def _bytes_below(directory: str) -> int:
+def bytes_below(directory: str) -> int:
+    """The bytes of all files of a directory."""
     import tensorflow as tf
 
     return sum(

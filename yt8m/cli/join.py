@@ -6,6 +6,9 @@
     train.py --model=MoeModel --train_data_pattern='joined/*.tfrecord' \\
         --feature_names=embedding_0,embedding_1 --feature_sizes=1024,1024 ...
 
+These two flags are printed, and written to features.flags beside the shards, so that
+--flagfile=joined/features.flags says the same.
+
 Each --input_files is one input: globs, separated by commas. The files of the first are
 written anew, under their names, with the features of all inputs; a feature that several
 have gets the number of its input. So the dataset's own mean_rgb and mean_audio can be
@@ -13,6 +16,7 @@ joined to embeddings, too.
 """
 
 import logging
+import os
 
 from absl import flags as absl_flags
 
@@ -20,6 +24,8 @@ from yt8m.cli import flags as shared
 from yt8m.errors import UserError
 
 log = logging.getLogger("yt8m")
+
+FLAGS_FILE = "features.flags"
 
 
 def define(flags: shared.FlagValues) -> None:
@@ -56,6 +62,11 @@ def run(flags: shared.FlagValues) -> int:
     if joined.missing:
         log.warning("%d video(s) were left out: an input lacks them.", joined.missing)
     print(f"{joined.count:,} records in {len(joined.paths)} shards: {joined.paths[0]}")
-    print(f"--feature_names={','.join(joined.features)}")
-    print(f"--feature_sizes={','.join(str(s) for s in joined.features.values())}")
+    lines = (
+        f"--feature_names={','.join(joined.features)}",
+        f"--feature_sizes={','.join(map(str, joined.features.values()))}",
+    )
+    path = os.path.join(flags.output_dir, FLAGS_FILE)
+    runs.write_file(path, "\n".join(lines) + "\n")
+    print("\n".join(lines))
     return 0

@@ -1,0 +1,287 @@
+"""The steps from shards to one small model by distillation, each of them a command.
+
+1. The training shards are split into folds. Each first-level model is trained for each
+   fold on the other folds, and predicts the fold that it has not seen.
+2. An ensemble combines these out-of-fold predictions. Where it learns (weights, trees),
+   it predicts fold i as it has learned on fold i + 1, the first fold following the
+   last, so that no label of a video enters its own soft labels through the ensemble.
+3. The soft labels teach the second-level nets, again each for each fold on the others.
+   Each net is compressed.
+4. The embeddings by all these nets, of all folds, are put side by side. One classifier
+   is trained on them, the nets staying as they are, and compressed.
+5. The test videos go through nets and classifier to the submission.
+
+Reference: Ostyakov et al., "Label denoising with large ensembles of heterogeneous
+neural networks", 2018, arXiv:1809.04403, section 3 and figure 2. The paper's ensemble,
+of 115 models, is LightGBM; it does not say on which videos the trees learn, nor from
+which labels the last classifier does.
+"""
+
+import shlex
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+        name: its output's path below the pipeline's directory.
+        command: the command's name and its flags.
+        output: the file or directory that it makes; None if it only checks.
+        reads: the names of the steps whose outputs it reads.
+        data: the patterns of the user's shards and tables that it reads.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    output: str | None
+    reads: tuple[str, ...]
+    data: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        """The command as one would paste it into a shell."""
+        return shlex.join(["yt8m", *self.command])
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What is to be trained on what.
+
+    Attributes:
+        train_data_pattern, test_data_pattern: shards.
+        labels: of the test videos, as `yt8m score` takes them; empty if not known.
+        num_folds, seed: of the split.
+        num_classes: C.
+        first_level, second_level: flags of `train`, by the models' names.
+        ensemble: flags of `ensemble`.
+        ensemble_learns: whether the ensemble wants labels.
+        classifier: flags of `train`.
+        classifier_is_taught: whether the classifier learns from the soft labels too.
+        compress: flags of `compress`.
+    """
+
+    train_data_pattern: str
+    test_data_pattern: str
+    labels: str
+    num_folds: int
+    seed: int
+    num_classes: int
+    first_level: dict[str, list[str]]
+    second_level: dict[str, list[str]]
+    ensemble: list[str]
+    ensemble_learns: bool
+    classifier: list[str]
+    classifier_is_taught: bool
+    compress: list[str]
+
+
+def plan(pipeline: Pipeline, directory: str) -> list[Step]:
+    """The steps in the order in which they are to be run.
+
+    Args:
+        pipeline: what is to be trained.
+        directory: below which everything is written.
+    """
+    planner = _Planner(pipeline, directory)
+    planner.add("folds", "folds", data=(pipeline.train_data_pattern,), flags=[
+        f"--input_data_pattern={pipeline.train_data_pattern}",
+        f"--num_folds={pipeline.num_folds}",
+        f"--seed={pipeline.seed}",
+        f"--output_dir={directory}/folds",
+    ])  # fmt: skip
+    _plan_first_level(planner)
+    _plan_soft_labels(planner)
+    nets = _plan_second_level(planner)
+    _plan_classifier(planner, nets)
+    return planner.steps
+
+
+@dataclass
+class _Planner:
+    """Collects steps. Outputs are named by their paths below the directory."""
+
+    pipeline: Pipeline
+    directory: str
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def folds(self) -> range:
+        return range(self.pipeline.num_folds)
+
+    @property
+    def classes(self) -> str:
+        return f"--num_classes={self.pipeline.num_classes}"
+
+    def path(self, name: str) -> str:
+        return f"{self.directory}/{name}"
+
+    def paths(self, names: list[str]) -> str:
+        return ",".join(map(self.path, names))
+
+    def held_out(self, fold: int) -> str:
+        return f"@{self.path('folds')}/held-out-{fold}.txt"
+
+    def add(
+        self,
+        name: str,
+        command: str,
+        flags: list[str],
+        reads: tuple[str, ...] | list[str] = (),
+        data: tuple[str, ...] = (),
+        writes: bool = True,
+    ) -> str:
+        """Appends a step and returns its name."""
+        output = self.path(name) if writes else None
+        self.steps.append(Step(name, (command, *flags), output, tuple(reads), data))
+        return name
+
+    def train(self, name: str, flags: list[str], pattern: str, reads: list[str]) -> str:
+        given = [self.classes, f"--train_data_pattern={pattern}"]
+        given += [f"--train_dir={self.path(name)}"]
+        return self.add(name, "train", [*flags, *given], reads)
+
+    def infer(
+        self,
+        name: str,
+        run: str,
+        pattern: str,
+        reads: tuple[str, ...] = (),
+        data: tuple[str, ...] = (),
+        embeddings: bool = False,
+    ) -> str:
+        flags = [f"--train_dir={self.path(run)}", f"--input_data_pattern={pattern}"]
+        flags += ["--output=embeddings"] if embeddings else []
+        flags += [f"--output_file={self.path(name)}"]
+        return self.add(name, "inference", flags, (run, *reads), data)
+
+    def compress(self, name: str, run: str) -> str:
+        flags = [f"--train_dir={self.path(run)}", *self.pipeline.compress]
+        return self.add(
+            name, "compress", [*flags, f"--output_dir={self.path(name)}"], [run]
+        )
+
+    def merge(self, name: str, parts: list[str]) -> str:
+        """Predictions of all folds, and their score by the training labels."""
+        flags = [f"--input_files={self.paths(parts)}"]
+        self.add(name, "merge", [*flags, f"--output_file={self.path(name)}"], parts)
+        self.score(name, self.pipeline.train_data_pattern)
+        return name
+
+    def score(self, name: str, labels: str) -> None:
+        scores = f"{name.rpartition('.')[0]}.scores.json"
+        flags = [self.path(name), f"--labels={labels}", self.classes]
+        flags += [f"--output_file={self.path(scores)}"]
+        self.add(scores, "score", flags, [name], (labels,))
+
+
+def _fold(folder: str, fold: int, ending: str = "") -> str:
+    return f"{folder}/fold-{fold}{ending}"
+
+
+def _plan_first_level(planner: _Planner) -> None:
+    for model, flags in planner.pipeline.first_level.items():
+        folder, parts = f"first_level/{model}", []
+        for i in planner.folds:
+            pattern = f"@{planner.path('folds')}/train-{i}.txt"
+            run = planner.train(_fold(folder, i), flags, pattern, ["folds"])
+            parts.append(
+                planner.infer(
+                    _fold(folder, i, ".predictions"),
+                    run,
+                    planner.held_out(i),
+                    ("folds",),
+                )
+            )
+        planner.merge(f"{folder}.predictions", parts)
+
+
+def _plan_soft_labels(planner: _Planner) -> None:
+    pipeline, parts = planner.pipeline, []
+    members = [f"first_level/{model}" for model in pipeline.first_level]
+    for i in planner.folds:
+        sources = [_fold(m, i, ".predictions") for m in members]
+        flags = [*pipeline.ensemble, planner.classes]
+        flags += [f"--sources={planner.paths(sources)}"]
+        reads = list(sources)
+        if pipeline.ensemble_learns:
+            other = (i + 1) % pipeline.num_folds
+            held_out = [_fold(m, other, ".predictions") for m in members]
+            flags += [f"--held_out_sources={planner.paths(held_out)}"]
+            flags += [f"--labels={planner.held_out(other)}"]
+            reads += ["folds", *held_out]
+        name = _fold("ensemble", i, ".predictions")
+        flags += [f"--output_file={planner.path(name)}"]
+        parts.append(planner.add(name, "ensemble", flags, reads))
+    planner.merge("soft_labels.predictions", parts)
+
+
+def _plan_second_level(planner: _Planner) -> list[str]:
+    """The names of the compressed nets."""
+    nets = []
+    for model, flags in planner.pipeline.second_level.items():
+        folder, parts = f"second_level/{model}", []
+        taught = [*flags, f"--teacher={planner.path('soft_labels.predictions')}"]
+        for i in planner.folds:
+            run = planner.train(
+                _fold(folder, i),
+                taught,
+                f"@{planner.path('folds')}/train-{i}.txt",
+                ["folds", "soft_labels.predictions"],
+            )
+            nets.append(planner.compress(f"model/{model}-fold-{i}", run))
+            parts.append(
+                planner.infer(
+                    _fold(folder, i, ".predictions"),
+                    nets[-1],
+                    planner.held_out(i),
+                    ("folds",),
+                )
+            )
+        planner.merge(f"{folder}.predictions", parts)
+    return nets
+
+
+def _plan_classifier(planner: _Planner, nets: list[str]) -> None:
+    pipeline = planner.pipeline
+    joined = {}
+    for part, pattern in (
+        ("train", pipeline.train_data_pattern),
+        ("test", pipeline.test_data_pattern),
+    ):
+        made = [
+            planner.infer(
+                f"embeddings/{net.removeprefix('model/')}/{part}.tfrecord",
+                net,
+                pattern,
+                data=(pattern,),
+                embeddings=True,
+            )
+            for net in nets
+        ]
+        joined[part] = f"joined/{part}"
+        flags = [f"--input_files={planner.path(m)}" for m in made]
+        flags += [f"--output_dir={planner.path(joined[part])}"]
+        planner.add(joined[part], "join", flags, made)
+    sizes = f"{planner.path(joined['train'])}/features.flags"
+    flags, reads = [*pipeline.classifier, f"--flagfile={sizes}"], [joined["train"]]
+    if pipeline.classifier_is_taught:
+        flags += [f"--teacher={planner.path('soft_labels.predictions')}"]
+        reads += ["soft_labels.predictions"]
+    pattern = f"{planner.path(joined['train'])}/train.tfrecord"
+    run = planner.train("classifier", flags, pattern, reads)
+    small = planner.compress("model/classifier", run)
+    pattern = f"{planner.path(joined['test'])}/test.tfrecord"
+    name = planner.infer("submission.csv", small, pattern, (joined["test"],))
+    data = (pipeline.test_data_pattern,)
+    planner.add(
+        "validate-submission",
+        "validate-submission",
+        [planner.path(name), f"--input_data_pattern={data[0]}", planner.classes],
+        [name],
+        data,
+        writes=False,
+    )
+    if pipeline.labels:
+        planner.score(name, pipeline.labels)

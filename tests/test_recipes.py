@@ -150,7 +150,9 @@ def test_recipes_are_found_by_an_installed_package(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     there = {p.name for p in (built / "lib/yt8m/recipes").iterdir()}
-    assert there == {f"{name}.flags" for name in recipes.recipe_names()}
+    flags = {f"{name}.flags" for name in recipes.recipe_names()}
+    pipelines = {p.name for p in (ROOT / "yt8m/recipes").glob("*.json")}
+    assert pipelines and there == flags | pipelines
     script = (
         f"import sys; sys.path.insert(0, {str(built / 'lib')!r})\n"
         "from yt8m.cli import recipes\n"

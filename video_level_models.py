@@ -54,14 +54,18 @@ class MoeModel(EmbeddingModel):
 class CentredMoeModel(EmbeddingModel):
     """A mixture of experts on centred features, which training disturbs.
 
-    [B, D] -> each feature: minus its mean over the training videos, L2, times its
-    scale -> normal noise -> mixture of experts -> logits [B, C].
+    [B, D] -> each feature: minus its mean over the training videos, each dimension
+    times a power of its standard deviation over them, L2, times its scale -> normal
+    noise -> mixture of experts -> logits [B, C].
 
     L2 normalisation alone leaves the videos' common mean in every vector, where it
-    takes most of the norm; noise of about the norm of a vector keeps a mixture of many
+    takes most of the norm. The dataset's features were whitened, which makes what tells
+    little of a video as large as what tells much; the standard deviations of the means
+    over a video still know. Noise of about the norm of a vector keeps a mixture of many
     weights from learning a few thousand videos by heart.
 
     Args:
+        emphasis: the power; 0 leaves the dimensions as they are.
         feature_scales: norm of each feature, in their order; the last one holds for
             those that follow.
         noise: standard deviation of the noise on each dimension, in training.
@@ -72,16 +76,20 @@ class CentredMoeModel(EmbeddingModel):
 
     def __init__(
         self,
-        feature_scales: tuple[float, ...] = (1.0, 0.525),
+        emphasis: float = 2.0,
+        feature_scales: tuple[float, ...] = (1.0, 0.4),
         noise: float = 0.03,
         head: str = "moe",
         num_mixtures: int | None = 8,
         **kwargs,
     ):
         super().__init__(head=head, num_mixtures=num_mixtures, **kwargs)
+        self.emphasis = emphasis
         self.feature_scales = tuple(feature_scales)
         self.noise = noise
-        self.centring = Centring(dtype=self.dtype_policy, name="centring")
+        self.centring = Centring(
+            emphasis=emphasis, dtype=self.dtype_policy, name="centring"
+        )
         if noise:
             self.seed_generator = SeedGenerator()
 

@@ -580,6 +580,7 @@ for _name in ("DeepCombineChainModel", "MultiTaskCombineChainModel", "MonnModel"
 
 SMALL["CentredMoeModel"] = {"noise": 0.0, "num_mixtures": 2}
 OPTIONS["CentredMoeModel"] = {
+    "emphasis": 0.5,
     "feature_scales": (1.0, 2.0),
     "noise": 0.5,
     **_VIDEO_OPTIONS,

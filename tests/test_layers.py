@@ -198,6 +198,21 @@ def test_centring_takes_away_the_mean_as_it_is_after_the_batch():
     np.testing.assert_allclose(layer(x[0]), x[0] - 3.6, atol=1e-5)
 
 
+def test_emphasis_favours_the_dimensions_that_vary_most():
+    x = np.array([[1.0, 0.0], [3.0, 8.0]], "float32")
+    for emphasis in (1.0, 2.0, -1.0):
+        layer = Centring(emphasis=emphasis)
+        y = np.asarray(layer(x, training=True))
+        # 0.9 of each moment of the batch: means 1.8 and 3.6, squares 4.5 and 28.8.
+        deviation = np.sqrt([4.5 - 1.8**2, 28.8 - 3.6**2])
+        share = deviation / np.sqrt(np.mean(deviation**2))
+        expected = (x - [1.8, 3.6]) * share**emphasis
+        np.testing.assert_allclose(y, expected, rtol=1e-5)
+        np.testing.assert_allclose(layer(x), expected, rtol=1e-5)
+    untrained = Centring(emphasis=2.0)
+    np.testing.assert_allclose(untrained(x), x, rtol=1e-6)
+
+
 def test_frozen_batch_norm_uses_and_keeps_its_averages():
     norm = BatchNormalization()
     norm.build((None, D))

@@ -9,6 +9,8 @@ from typing import Any
 import keras
 from keras import ops
 
+_LEAST_VARIANCE = 1e-12
+
 
 @keras.saving.register_keras_serializable(package="yt8m")
 class BatchNormalization(keras.layers.Layer):
@@ -128,12 +130,18 @@ def mean_over_replicas(x: Any) -> Any:
 class Centring(keras.layers.Layer):
     """Subtracts the mean over the training examples, which it estimates on the way.
 
+    (x - mean) * (deviation / their root mean square) ** emphasis
+
     The mean is a moving average with the momentum of `BatchNormalization`, in training
-    as otherwise; no gradient goes through it. On several replicas it moves by the mean
-    of their steps, or, where `synchronized` is set, by that of the whole global batch.
+    as otherwise, and so is that of the squares, from which the standard deviation of
+    each dimension follows; no gradient goes through them. On several replicas they move
+    by the mean of the replicas' steps, or, where `synchronized` is set, by that of the
+    whole global batch.
 
     Args:
         momentum: as that of `BatchNormalization`.
+        emphasis: what a dimension counts for: -1 makes all of one variance, 0 leaves
+            them as they are, more favours those that vary most.
 
     Attributes:
         synchronized: see `set_synchronized`.
@@ -142,9 +150,10 @@ class Centring(keras.layers.Layer):
         x: [B, D].
     """
 
-    def __init__(self, momentum: float = 0.999, **kwargs):
+    def __init__(self, momentum: float = 0.999, emphasis: float = 0.0, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.momentum = momentum
+        self.emphasis = emphasis
         self.synchronized = False
 
     def build(self, input_shape):
@@ -159,14 +168,22 @@ class Centring(keras.layers.Layer):
             )
 
         self.moving_mean = add("moving_mean", (input_shape[-1],))
+        if self.emphasis:
+            self.moving_square = add("moving_square", (input_shape[-1],))
         self.steps = add("steps", ())
         self.built = True
 
     def call(self, x, training=False):
-        mean = ops.convert_to_tensor(self.moving_mean)
+        x = ops.cast(x, "float32")
+        weights = [self.moving_mean]
+        if self.emphasis:
+            weights.append(self.moving_square)
+        # Copies: a later assignment must not change them.
+        moments = ops.stack([ops.copy(weight) for weight in weights])
         if training and self.trainable:
             rows = ops.cast(ops.shape(x)[0], "float32")
-            sums = ops.append(ops.sum(ops.cast(x, "float32"), axis=0), rows)
+            sums = [ops.sum(x**power, axis=0) for power in (1, 2)[: len(weights)]]
+            sums = ops.append(ops.concatenate(sums), rows)
             if self.synchronized:
                 sums = mean_over_replicas(sums)
             # Not max(rows, 1): the mean over replicas may be a fraction.
@@ -175,18 +192,28 @@ class Centring(keras.layers.Layer):
             warm_up = (1.0 + self.steps) / (10.0 + self.steps)
             rate = 1.0 - ops.minimum(self.momentum, warm_up)
             rate = ops.where(any_row, rate, 0.0)
-            step = rate * (sums[:-1] / rows - mean)
-            # Before the assignment: what Keras gives above is the variable itself.
-            mean = mean + step
-            self.moving_mean.assign_add(step)
+            found = ops.reshape(sums[:-1] / rows, (len(weights), -1))
+            step = rate * (found - moments)
+            moments = moments + step
+            for weight, change in zip(
+                weights, ops.unstack(step, len(weights)), strict=True
+            ):
+                weight.assign_add(change)
             self.steps.assign_add(1.0)
-        return ops.cast(x, "float32") - ops.stop_gradient(mean)
+        moments = ops.stop_gradient(moments)
+        x = x - moments[0]
+        if self.emphasis:
+            # At least 0, but for rounding: both moments have the same weights.
+            variance = ops.maximum(moments[1] - moments[0] ** 2, _LEAST_VARIANCE)
+            x = x * (variance / ops.mean(variance)) ** (self.emphasis / 2)
+        return x
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
-        return {**super().get_config(), "momentum": self.momentum}
+        own = {"momentum": self.momentum, "emphasis": self.emphasis}
+        return {**super().get_config(), **own}
 
 
 def set_synchronized(model: keras.Model, synchronized: bool = True) -> None:

@@ -4,6 +4,7 @@
     python -m benchmarks.quality                      # all models, kinds and heads
     KERAS_BACKEND=jax python -m benchmarks.quality    # where TensorFlow is not
     python -m benchmarks.quality --real               # the shards that YT8M_DATA names
+    python -m benchmarks.quality --real --parts=techniques,members,students
 
 Embedded videos are made in memory, and all models of a family take as many steps. Each
 run is a line of the results file: what is there already is not run again, and tables
@@ -20,6 +21,7 @@ from yt8m.errors import UserError
 
 # What imports Keras is imported late: processes that generate videos do without.
 
+REAL_PARTS = ("techniques", "members", "students")
 KINDS = ("static", "brief", "ordered", "audio", "joint", "synchronous")
 QUICK = {
     "kinds": "static,brief",
@@ -43,7 +45,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="few models and kinds, a few minutes")
-    add("--parts", default="kinds,labels", help="kinds, labels, or both")
+    add("--parts", help="kinds,labels; with --real techniques,members,students")
     add("--models", help="rows of the table, or models, separated by commas")
     add("--kinds", help=f"kinds of classes, of {','.join(KINDS)}")
     add("--seeds", type=int, help="how often each run is repeated")
@@ -65,14 +67,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if getattr(options, name) is None:
             setattr(options, name, value)
     options.kinds = options.kinds.split(",")
-    options.parts = [] if options.real else options.parts.split(",")
+    known = REAL_PARTS if options.real else ("kinds", "labels")
+    default = () if options.real else known
+    options.parts = options.parts.split(",") if options.parts else list(default)
     if options.processes < 1:
         raise UserError(f"--processes must be at least 1, not {options.processes}.")
     if options.minutes and options.processes == 1:
         raise UserError("--minutes needs several --processes.")
     for part in options.parts:
-        if part not in ("kinds", "labels"):
-            raise UserError(f"Unknown part {part}: --parts takes kinds and labels.")
+        if part not in known:
+            raise UserError(f"Unknown part {part}: --parts takes {', '.join(known)}.")
     return options
 
 
@@ -143,9 +147,10 @@ def report_labels(options: argparse.Namespace, stored, settings: list[dict]) -> 
 def run(options: argparse.Namespace) -> int:
     stored = results.Results(options.results)
     if options.real:
-        from benchmarks.zoo import real
+        from benchmarks.zoo import real, techniques
 
-        return real.run(options, stored, write_section)
+        part = techniques if options.parts else real
+        return part.run(options, stored, write_section)
     if not options.noplot:
         from benchmarks.zoo.plots import check_installed
 

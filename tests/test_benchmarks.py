@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -22,6 +23,7 @@ from benchmarks.zoo import (
     rows,
     runs,
     tables,
+    techniques,
     training,
     videos,
 )
@@ -635,9 +637,8 @@ def test_what_is_asked_wrongly_is_one_clear_line(
     assert message in error and error.count("\n") == 1
 
 
-def test_real_videos_are_trained_on_and_compared(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(real.schema, "NUM_CLASSES", 5)
-    monkeypatch.setattr(real, "_RESAMPLES", 10)
+def write_arrays(path):
+    """40 videos to train on and 20 to score, of 5 classes."""
     rng = np.random.default_rng(0)
     arrays = {}
     for part, count in (("train", 40), ("scored", 20)):
@@ -650,7 +651,13 @@ def test_real_videos_are_trained_on_and_compared(tmp_path, capsys, monkeypatch):
             f"{part}_mean_rgb": means,
             f"{part}_mean_audio": means[:, :128],
         }
-    np.savez(tmp_path / "arrays.npz", **arrays)
+    np.savez(path, **arrays)
+
+
+def test_real_videos_are_trained_on_and_compared(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(real.schema, "NUM_CLASSES", 5)
+    monkeypatch.setattr(real, "_RESAMPLES", 10)
+    write_arrays(tmp_path / "arrays.npz")
     flags = ["--real", f"--arrays={tmp_path / 'arrays.npz'}", "--epochs=3"]
     flags += ["--seeds=2", f"--results={tmp_path / 'r.jsonl'}"]
     flags += [f"--output={tmp_path / 'quality.md'}"]
@@ -677,3 +684,49 @@ def test_real_videos_are_trained_on_and_compared(tmp_path, capsys, monkeypatch):
     assert quality.main([*flags, "--frames"]) == 0
     text = (tmp_path / "quality.md").read_text()
     assert "made up around the real means" in text and "starter_moe" in text
+
+
+def test_techniques_an_ensemble_and_its_student_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(real.schema, "NUM_CLASSES", 5)
+    write_arrays(tmp_path / "arrays.npz")
+
+    def small(table, *names):
+        return {n: dataclasses.replace(table[n], batch_size=10) for n in names}
+
+    names = ("LogisticModel", "mixup", "cross entropy + soft ranking")
+    techniques_ = small(rows.TECHNIQUES, *names)
+    members = small(rows.MEMBERS, "LogisticModel", "ResNetLikeModel")
+    students = {"LogisticModel": members["LogisticModel"]}
+    for part, table in (
+        ("techniques", techniques_),
+        ("members", members),
+        ("students", students),
+    ):
+        monkeypatch.setitem(techniques.PARTS, part, (table, techniques.PARTS[part][1]))
+    monkeypatch.setattr(techniques, "MEMBERS", members)
+    flags = ["--real", f"--arrays={tmp_path / 'arrays.npz'}", "--epochs=3"]
+    flags += ["--parts=techniques,members,students", "--seeds=1"]
+    flags += [f"--results={tmp_path / 'r.jsonl'}", f"--output={tmp_path / 'q.md'}"]
+    assert quality.main(flags) == 0
+    text = (tmp_path / "q.md").read_text()
+    gaps = re.findall(r"^\| ([a-zA-Z].*?) \| 1 \| (0\.\d+) \|", text, re.M)
+    found = dict(gaps[: len(names)])
+    assert set(found) == set(names) and len(set(found.values())) == len(names)
+    assert re.search(r"The mean of 2 members .*(met|missed)\.", text)
+    assert re.search(r"LogisticModel, what its student gains .*(met|missed)\.", text)
+    lines = (tmp_path / "r.jsonl").read_text().splitlines()
+    assert quality.main(flags) == 0  # nothing is missing
+    assert (tmp_path / "r.jsonl").read_text().splitlines() == lines
+    for result in map(json.loads, lines):
+        if result["benchmark"] == "students":
+            assert result["gap"] != result["hard"]
+            assert sum(result["weights"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_weights_are_learned_that_leave_out_a_member_that_guesses():
+    rng = np.random.default_rng(0)
+    truth = rng.random((60, 30)) < 0.1
+    good = truth + rng.normal(size=truth.shape) * 0.4
+    scores = np.stack([good, rng.normal(size=truth.shape)]).astype(np.float32)
+    weights = techniques.learn_weights(scores, truth)
+    assert weights[0] > 0.7 and weights.sum() == pytest.approx(1)

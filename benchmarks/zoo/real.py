@@ -97,7 +97,7 @@ def videos_of(arrays: dict[str, np.ndarray], part: str, frames: bool) -> Videos:
 
 
 @functools.lru_cache(maxsize=1)
-def _videos(path: str | None, frames: bool) -> tuple[Videos, Videos]:
+def load_videos(path: str | None, frames: bool = False) -> tuple[Videos, Videos]:
     """Those to train on, and those that are scored."""
     arrays = load(path)
     train, scored = (videos_of(arrays, part, frames) for part in ("train", "scored"))
@@ -140,7 +140,9 @@ def run(
         runs = runs_of(benchmark, rows, options.seeds, setting)
         measure = _Measure(options, rows, stored, benchmark)
         if stored.missing(runs):
-            _videos(options.arrays, options.frames)  # what is not there stops it all
+            load_videos(
+                options.arrays, options.frames
+            )  # what is not there stops it all
         failed = run_missing(stored, runs, measure, options.processes, options.minutes)
     found = stored_results.by_row(stored.read(benchmark, setting), rows)
     if not found:
@@ -165,7 +167,7 @@ class _Measure:
         self.stored, self.benchmark = stored, benchmark
 
     def __call__(self, name: str, seeds: list[int]) -> Iterator[Result]:
-        train, scored = _videos(self.options.arrays, self.options.frames)
+        train, scored = load_videos(self.options.arrays, self.options.frames)
         row = self.rows[name]
         epochs = self.options.epochs or row.epochs
         steps = round(len(train.labels) * epochs / row.batch_size)

@@ -59,6 +59,9 @@ class Row:
         schedule: of the learning rate: `cosine`, down to zero at the end of the
             training, or `constant`.
         optimizer_args: of Adam.
+        label_loss, label_loss_args: of `yt8m.losses`.
+        ranking_weight: of the soft ranking loss, added to the label loss.
+        mixup: alpha of the Beta distribution; 0 mixes nothing.
         epochs: of real videos.
         sees_labels: of a head, whether classes depend on the scores of others; None
             of one that is there for comparison.
@@ -75,6 +78,10 @@ class Row:
     batch_size: int = 128
     schedule: str = "cosine"
     optimizer_args: dict[str, Any] = field(default_factory=dict)
+    label_loss: str = "CrossEntropyLoss"
+    label_loss_args: dict[str, Any] = field(default_factory=dict)
+    ranking_weight: float = 0.0
+    mixup: float = 0.0
     epochs: int = 40
     sees_labels: bool | None = None
 
@@ -82,7 +89,13 @@ class Row:
         """What its results depend on."""
         names = ("model", "args", "rate", "features", "deep_supervision_weight")
         names += ("batch_size", "schedule", "optimizer_args")
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        # Those that only some rows have.
+        for name in ("label_loss", "label_loss_args", "ranking_weight", "mixup"):
+            value = getattr(self, name)
+            if value and value != "CrossEntropyLoss":
+                found[name] = value
+        return found
 
 
 def _entry(model: str, rate: float, family: str, traits: str, **args: Any) -> Row:
@@ -291,6 +304,37 @@ REAL_ROWS = {
     "ThsModel": _video("ThsModel", 0.001),
     "MonnModel": _video("MonnModel", 0.001),
     "MlpModel": _video("MlpModel", 0.001, 256, hidden_sizes=(4096,), dropout=0.5),
+}
+
+# What is compared with the first row: its model, trained in another way.
+_BASE = replace(REAL_ROWS["LogisticModel"], epochs=20)
+TECHNIQUES = {
+    "LogisticModel": _BASE,
+    "mixup": replace(_BASE, mixup=0.4),
+    "averaged weights": replace(
+        _BASE, optimizer_args={"use_ema": True, "ema_momentum": 0.99}
+    ),
+    "pseudo-Huber, delta 0.5": replace(_BASE, label_loss="PseudoHuberLoss"),
+    "pseudo-Huber, delta 2": replace(
+        _BASE, label_loss="PseudoHuberLoss", label_loss_args={"delta": 2.0}
+    ),
+    "soft ranking": replace(_BASE, label_loss="SoftRankingLoss"),
+    "cross entropy + soft ranking": replace(_BASE, ranking_weight=0.1),
+    "label smoothing 0.001": replace(_BASE, label_loss_args={"label_smoothing": 0.001}),
+    "label smoothing 0.01": replace(_BASE, label_loss_args={"label_smoothing": 0.01}),
+}
+
+# Members of an ensemble, each as long as it was best at, and students of it.
+MEMBERS = {
+    "LogisticModel": REAL_ROWS["LogisticModel"],
+    "MoeModel": replace(REAL_ROWS["MoeModel (batch 128)"], epochs=24),
+    "CentredMoeModel": replace(REAL_ROWS["CentredMoeModel"], epochs=35),
+    "ResNetLikeModel": REAL_ROWS["ResNetLikeModel"],
+    "ThsModel": replace(REAL_ROWS["ThsModel"], epochs=30),
+    "MlpModel": REAL_ROWS["MlpModel"],
+}
+STUDENTS = {
+    name: MEMBERS[name] for name in ("LogisticModel", "ResNetLikeModel", "MoeModel")
 }
 
 # On frames made up around the real means.

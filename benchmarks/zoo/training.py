@@ -28,11 +28,13 @@ class Learner(keras.Model):
         The model's outputs in training, its logits otherwise.
     """
 
-    def __init__(self, model: YT8MModel, deep_supervision_weight: float):
+    def __init__(self, model: YT8MModel, row: Row):
         super().__init__(autocast=False)
         self.model = model.ensure_built()
-        self.deep_supervision_weight = deep_supervision_weight
-        self.cross_entropy = losses.create("CrossEntropyLoss")
+        self.deep_supervision_weight = row.deep_supervision_weight
+        self.label_loss = losses.create(row.label_loss, **row.label_loss_args)
+        self.ranking_weight = row.ranking_weight
+        self.ranking = losses.create("SoftRankingLoss") if row.ranking_weight else None
         self.built = True
 
     def call(self, batch, training=False):
@@ -43,11 +45,13 @@ class Learner(keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         value = losses.objective(
-            self.cross_entropy,
+            self.label_loss,
             y,
             y_pred,
             deep_supervision_weight=self.deep_supervision_weight,
         )
+        if self.ranking:
+            value += self.ranking_weight * losses.objective(self.ranking, y, y_pred)
         return ops.mean(value) + sum(self.losses)
 
 
@@ -58,13 +62,21 @@ class Batches(keras.utils.PyDataset):
         videos: to draw from.
         names: the inputs that are needed.
         batch_size, steps, seed: of the batches.
+        mixup: alpha of the Beta distribution; 0 mixes nothing. Only of features of
+            whole videos.
     """
 
     def __init__(
-        self, videos: Videos, names: list[str], batch_size: int, steps: int, seed: int
+        self,
+        videos: Videos,
+        names: list[str],
+        batch_size: int,
+        steps: int,
+        seed: int,
+        mixup: float = 0.0,
     ):
         super().__init__()
-        self.videos, self.names = videos, names
+        self.videos, self.names, self.mixup = videos, names, mixup
         rng = np.random.default_rng(seed)
         epochs = -(-steps * batch_size // len(videos.labels))
         order = [rng.permutation(len(videos.labels)) for _ in range(epochs)]
@@ -78,6 +90,16 @@ class Batches(keras.utils.PyDataset):
         rows = self.rows[index]
         labels = self.videos.labels[rows]
         inputs = {name: self.videos.inputs[name][rows] for name in self.names}
+        if self.mixup:
+            rng = np.random.default_rng(rows)
+            share = rng.beta(self.mixup, self.mixup, (len(rows), 1)).astype("float32")
+
+            def mixed(x):
+                x = x.astype("float32")
+                return share * x + (1 - share) * np.roll(x, -1, axis=0)
+
+            inputs = {name: mixed(values) for name, values in inputs.items()}
+            labels = mixed(labels)
         return {**inputs, "labels": labels}, labels
 
 
@@ -122,7 +144,7 @@ class Trained:
             **row.args,
         )
         keras.utils.set_random_seed(0)
-        self.learner = Learner(self._create(), row.deep_supervision_weight)
+        self.learner = Learner(self._create(), row)
         rate = row.rate
         if row.schedule == "cosine":
             rate = keras.optimizers.schedules.CosineDecay(rate, steps)
@@ -155,7 +177,8 @@ class Trained:
         """Trains from new weights, in `count` equal parts; yields after each."""
         self.start(seed)
         names = self.learner.model.input_names
-        batches = Batches(videos, names, self.row.batch_size, self.steps, seed)
+        row = self.row
+        batches = Batches(videos, names, row.batch_size, self.steps, seed, row.mixup)
         rows = batches.rows
         for part in range(count):
             start = time.monotonic()

@@ -95,6 +95,7 @@ class SegmentRanking:
         rows: np.ndarray,
         starts: np.ndarray,
         logits: np.ndarray,
+        dropped: bool = False,
     ) -> None:
         """Adds n segments of B videos.
 
@@ -102,7 +103,9 @@ class SegmentRanking:
             video_ids: [B].
             rows: integers [n]: segment i is of video `video_ids[rows[i]]`.
             starts: integers [n], its first second.
-            logits: float32 [n, K], a column for each of `classes`.
+            logits: float32 [n, K], a column for each of `classes`; any scores.
+            dropped: whether a score may be -inf: that segment is not ranked for that
+                class.
 
         Raises:
             DataError: a logit is not finite, an id cannot stand in a CSV file, or a
@@ -117,14 +120,7 @@ class SegmentRanking:
                 f"Received: logits.shape={logits.shape}, rows.shape={rows.shape}, "
                 f"starts.shape={starts.shape}"
             )
-        finite = np.isfinite(logits).all(axis=1)
-        if not finite.all():
-            i = int(finite.argmin())
-            raise DataError(
-                f"The scores of segment {as_text(video_ids[rows[i]])}:{starts[i]} are "
-                "not finite numbers; the model's weights or the video's features are "
-                "not either."
-            )
+        refuse_not_finite(video_ids, rows, starts, logits, dropped)
         first = self.num_segments
         self._table.extend(video_ids, rows, starts)
         for at in range(0, len(logits), self._block):
@@ -182,7 +178,8 @@ class SegmentRanking:
         return np.sort(self._keys[column, : self._counts[column]])[: self.limit]
 
     def write_csv(self, path: str) -> None:
-        """Writes the submission, classes ascending.
+        """Writes the submission, classes ascending; those of which all segments were
+        dropped are left out.
 
         Raises:
             UserError: the file cannot be written.
@@ -192,6 +189,8 @@ class SegmentRanking:
             file.write(HEADER + b"\n")
             for column in np.argsort(self.classes):
                 numbers = _numbers(self._best(column))
+                if not len(numbers) and self.num_segments:
+                    continue
                 line = b"%d,%s\n" % (self.classes[column], text_of(numbers))
                 file.write(line)
 
@@ -226,6 +225,28 @@ class SegmentRanking:
                 scores=[scores_of_keys(keys).astype("<f4").tobytes()],
                 segments=[_numbers(keys).astype("<u4").tobytes()],
             )
+
+
+def refuse_not_finite(
+    video_ids: Sequence[bytes],
+    rows: np.ndarray,
+    starts: np.ndarray,
+    logits: np.ndarray,
+    dropped: bool = False,
+) -> None:
+    """Raises `DataError` for logits that are not finite; see `SegmentRanking.add`."""
+    # Almost always true, and quickly known.
+    finite = np.isfinite(logits)
+    if finite.all():
+        return
+    right = (finite | (logits == -np.inf) if dropped else finite).all(axis=1)
+    if not right.all():
+        i = int(right.argmin())
+        raise DataError(
+            f"The scores of segment {as_text(video_ids[rows[i]])}:{starts[i]} are not "
+            "finite numbers; the model's weights or the video's features are not "
+            "either."
+        )
 
 
 def _numbers(keys: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ TFRecord files of another format, which `merge_rankings` turns into one CSV file
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import compress
 
 import numpy as np
 import tensorflow as tf
@@ -640,7 +641,8 @@ def segment_average_precisions(
         if label not in found:
             continue
         rated = ratings[label]
-        listed = [s for s in segments[: top_n or None] if s in rated]
+        segments = segments[: top_n or None]
+        listed = list(compress(segments, map(rated.__contains__, segments)))
         if len(set(listed)) < len(listed):
             bad = as_text(_first_repeated(listed))
             raise DataError(f"{path} lists segment {bad} twice for class {label}.")

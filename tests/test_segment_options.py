@@ -88,13 +88,13 @@ def expected_scores(
                 p = (1 / (1 + np.exp(-x))).mean(axis=0)
             else:
                 p = 1 / (1 + np.exp(-x.mean(axis=0)))
-            score = np.log(p)
-            if power is not None:
-                of_video = VIDEO_P[video][WANTED]
-                score = score + power * np.log(of_video)
-                score[of_video < cutoff] = -np.inf
+            of_video = VIDEO_P[video][WANTED]
+            before, p = p, p if power is None else p * of_video**power
+            score = np.log(p / (1 - p))
             if table:  # classes 1, 2, 5
-                score = score + [3 * p[2], -2 * p[0], 0]
+                score = score + [3 * before[2], -2 * before[0], 0]
+            if power is not None:
+                score[of_video < cutoff] = -np.inf
             scores[f"{video}:{start}"] = score
     return scores
 
@@ -237,7 +237,8 @@ def test_the_timeline_is_that_of_the_scores_that_are_ranked(
             starts = range(span["start"], span["end"], 5)
             column = WANTED.tolist().index(span["class"])
             own = [scores[f"{line['video_id']}:{start}"][column] for start in starts]
-            assert span["score"] == pytest.approx(np.exp(max(own)), rel=2e-3)
+            p = 1 / (1 + np.exp(-max(own)))
+            assert span["score"] == pytest.approx(p, rel=2e-3)
     assert dropped
     assert sorted(os.listdir(tmp_path)) == ["s.csv", "t.json"]
 

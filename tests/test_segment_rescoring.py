@@ -6,7 +6,12 @@ import pytest
 from yt8m.data.predictions import PredictionsWriter
 from yt8m.errors import DataError, UserError
 from yt8m.inference.class_relevance import load_class_relevance
-from yt8m.inference.rescoring import Rescoring, VideoPrior
+from yt8m.inference.rescoring import (
+    Rescoring,
+    VideoPrior,
+    log_sigmoid,
+    logit_of_log,
+)
 from yt8m.inference.segments import SegmentRanking
 from yt8m.inference.windows import Windows
 
@@ -34,7 +39,7 @@ def test_a_segments_probability_is_multiplied_by_that_of_its_video(predictions, 
     scored = Rescoring(CLASSES, VideoPrior(predictions, CLASSES, power))
     found = scored(IDS, SEGMENTS, LOGITS)
     p = np.exp(log_p()) * VIDEOS[[0, 0, 1]][:, CLASSES].astype(np.float64) ** power
-    np.testing.assert_allclose(np.exp(found.astype(np.float64)), p, rtol=2e-3)
+    np.testing.assert_allclose(1 / (1 + np.exp(-found.astype(float))), p, rtol=2e-3)
     assert found[2, 2] == -np.inf  # the video's probability is 0
 
 
@@ -45,7 +50,16 @@ def test_classes_below_the_cutoff_are_dropped_and_a_power_of_zero_only_cuts(
     found = scored(IDS, SEGMENTS, LOGITS)
     kept = np.array([[True, True, False], [True, True, False], [True, False, False]])
     assert ((found > -np.inf) == kept).all()
-    np.testing.assert_allclose(found[kept], log_p()[kept], rtol=1e-6)
+    np.testing.assert_allclose(found[kept], LOGITS[kept], rtol=1e-6, atol=1e-6)
+
+
+def test_logarithms_are_exact_at_both_ends():
+    x = np.array([-500, -90, -1, 0, 1, 20, 80], np.float32)
+    expected = -np.logaddexp(0, -x.astype(np.float64))
+    np.testing.assert_allclose(log_sigmoid(x), expected, rtol=1e-6)
+    np.testing.assert_allclose(logit_of_log(log_sigmoid(x)), x, rtol=1e-5, atol=1e-6)
+    ends = logit_of_log(np.array([-np.inf, 0], np.float32))
+    assert ends[0] == -np.inf and 80 < ends[1] < np.inf
 
 
 def test_dropped_segments_are_not_ranked_and_emptied_classes_not_written(tmp_path):
@@ -95,7 +109,7 @@ def test_a_table_adds_what_other_classes_of_the_segment_say(tmp_path):
     path = written(tmp_path, "Class,Other,Weight\n4,1,2\n4,3,-1\n1,4,0.5\n")
     scored = Rescoring(CLASSES, relevance=load_class_relevance(path, CLASSES))
     found = scored(IDS, SEGMENTS, LOGITS)
-    p, expected = np.exp(log_p()), log_p()
+    p, expected = np.exp(log_p()), LOGITS.astype(np.float64)
     expected[:, 2] += 2 * p[:, 0] - p[:, 1]
     expected[:, 0] += 0.5 * p[:, 2]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -120,8 +134,7 @@ def test_a_function_of_ones_own_sees_segments_and_videos(tmp_path, predictions):
     scored = Rescoring(CLASSES, VideoPrior(predictions, CLASSES), relevance)
     assert scored.whole_videos
     found = scored(IDS, SEGMENTS, LOGITS)
-    with np.errstate(divide="ignore"):
-        before = log_p() + np.log(VIDEOS[[0, 0, 1]][:, CLASSES])
+    before = Rescoring(CLASSES, VideoPrior(predictions, CLASSES))(IDS, SEGMENTS, LOGITS)
     assert (found[:, 1] == -np.inf).all()
     np.testing.assert_allclose(
         found[:, 0],

@@ -11,8 +11,8 @@ a function of all candidates of some videos. Two come from files:
       12,7,1.5
       12,44,-3
 
-  which adds to the log-probability of `Class` each `Weight` times the probability of
-  `Other` in the same segment: a score is multiplied by exp(sum of Weight * p_Other).
+  which adds to the logit of `Class` each `Weight` times the probability of `Other` in
+  the same segment: the odds are multiplied by exp(sum of Weight * p_Other).
 - a Python file, `.py`, with a function `class_relevance(candidates)` of your own. It is
   code, and runs: take only what you trust.
 
@@ -50,8 +50,8 @@ class Candidates:
         starts, ends: integers [n], in seconds.
         classes: integers [K], ascending.
         logits: float32 [n, K], the model's.
-        scores: float32 [n, K], what is ranked: log-probabilities, with those of the
-            video if there are some; -inf of what is not ranked.
+        scores: float32 [n, K], what is ranked: logits, with what is known of the
+            video if there is something; -inf of what is not ranked.
         video_probabilities: float32 [B, K] of --video_predictions, or None.
     """
 
@@ -65,7 +65,7 @@ class Candidates:
     video_probabilities: np.ndarray | None
 
 
-# Gives the scores [n, K] that are ranked instead: higher is better, -inf is dropped.
+# Gives the logits [n, K] that are ranked instead: higher is better, -inf is dropped.
 # What it says of a video must depend on that video alone, since which others are there
 # depends on the batch.
 ClassRelevance = Callable[[Candidates], np.ndarray]
@@ -86,7 +86,7 @@ def load_class_relevance(path: str, classes: np.ndarray) -> ClassRelevance:
 
 
 class _Table:
-    """Scores plus weighted probabilities of other classes; see the head of the file."""
+    """Logits plus weighted probabilities of other classes; see the head of the file."""
 
     def __init__(self, path: str, classes: np.ndarray):
         columns = {c: i for i, c in enumerate(classes.tolist())}

@@ -375,14 +375,14 @@ class _SegmentWriter:
 
     def _best(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The best classes [n, k] of segments, -1 where there is none, and their
-        probabilities, or the scores that took their place."""
+        probabilities."""
         with tf.device("CPU"):
             best = tf.math.top_k(scores, min(self._listed, scores.shape[1]))
         values = best.values.numpy().astype(np.float64)
         classes = self._ranking.classes[best.indices.numpy()]
-        if not self._rescoring:
-            return classes, 1 / (1 + np.exp(-values))
-        return np.where(values > -np.inf, classes, -1), np.exp(values)
+        with np.errstate(over="ignore"):
+            probabilities = 1 / (1 + np.exp(-values))
+        return np.where(values > -np.inf, classes, -1), probabilities
 
 
 def _spans(segments: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

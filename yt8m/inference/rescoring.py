@@ -1,11 +1,12 @@
 """From what a model says of segments to what is ranked: the video, class relevance.
 
-    score = log p_segment + power * log p_video
+    score = logit(p_segment * p_video ^ power)
 
 `p_segment` is the model's probability of a class in a segment, `p_video` that of the
 whole video by another model, of which predictions are stored. A class of a video whose
 `p_video` is below a cut-off is dropped: none of its segments is ranked. What comes of
-it goes through a `yt8m.inference.class_relevance` step, if there is one.
+it goes through a `yt8m.inference.class_relevance` step, if there is one. Scores are
+logits from end to end, so that rankings can be merged and averaged as any others.
 
 Source: the segment scores of several entrants of the 3rd YouTube-8M Video Understanding
 Challenge (2019) were multiplied by the video-level probabilities of a winner of 2018;
@@ -19,7 +20,7 @@ import numpy as np
 from yt8m.data.predictions import Predictions
 from yt8m.errors import DataError, UserError
 from yt8m.inference.class_relevance import Candidates, ClassRelevance
-from yt8m.inference.windows import Windows, log_sigmoid
+from yt8m.inference.windows import Windows
 
 
 class VideoPrior:
@@ -103,7 +104,7 @@ class Rescoring:
     def __call__(
         self, video_ids: Sequence[bytes], segments: Windows, logits: np.ndarray
     ) -> np.ndarray:
-        """The scores of n segments of B videos: float32 [n, K], -inf if dropped.
+        """The logits of n segments of B videos: float32 [n, K], -inf if dropped.
 
         Args:
             video_ids: [B]; the same object as long as it is the same batch.
@@ -118,9 +119,10 @@ class Rescoring:
             self._of_videos = self._prior.probabilities(video_ids)
             self._factors = self._prior.log_factors(self._of_videos)
             self._ids = video_ids
-        scores = log_sigmoid(logits)
+        scores = logits
         if self._prior:
-            scores += self._factors[segments.rows]
+            logs = log_sigmoid(logits) + self._factors[segments.rows]
+            scores = logit_of_log(logs)
         if self._relevance and len(scores):
             scores = self._relevance(
                 Candidates(
@@ -135,3 +137,14 @@ class Rescoring:
                 )
             )
         return scores
+
+
+def log_sigmoid(logits: np.ndarray) -> np.ndarray:
+    """log(1 / (1 + e^-x)) of float32 values: min(x, 0) - log(1 + e^-|x|)."""
+    return np.minimum(logits, 0) - np.log1p(np.exp(-np.abs(logits)))
+
+
+def logit_of_log(logs: np.ndarray) -> np.ndarray:
+    """log(p / (1 - p)) of float32 values log p <= 0; of p = 1 it is 87.5, not inf."""
+    logs = np.minimum(logs, np.float32(-1e-38))
+    return logs - np.log(-np.expm1(logs))

@@ -233,8 +233,3 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     """1 / (1 + e^-x) of float32 values, without overflow; at least 1e-38."""
     with np.errstate(over="ignore", under="ignore"):
         return np.maximum(1 / (1 + np.exp(-logits)), np.float32(1e-38))
-
-
-def log_sigmoid(logits: np.ndarray) -> np.ndarray:
-    """log(1 / (1 + e^-x)) of float32 values: min(x, 0) - log(1 + e^-|x|)."""
-    return np.minimum(logits, 0) - np.log1p(np.exp(-np.abs(logits)))

@@ -20,6 +20,7 @@ from yt8m.data.records import encode_frame_record, write_records
 from yt8m.data.segments import write_class_ids
 from yt8m.export import export
 from yt8m.inference import predict as predict_module
+from yt8m.inference.listing import merge_windows
 from yt8m.model import forward
 
 runs.load_registries()
@@ -273,3 +274,18 @@ def test_a_video_that_is_not_in_the_predictions_is_named(folder, tmp_path, capsy
     assert command(folder, tmp_path / "s.csv", few) == 1
     assert "few.predictions has no video s0v1" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["few.predictions"]
+
+
+def test_overlapping_segments_of_a_class_become_one_span():
+    windows = [
+        (0, 5, [1, -1], [0.5, 0.0]),
+        (2, 7, [1, 2], [0.75, 0.25]),
+        (8, 13, [1, 2], [0.5, 0.125]),
+        (10, 12, [2, -1], [0.5, 0.0]),
+    ]
+    assert merge_windows(windows) == [
+        (0, 7, 1, 0.75),
+        (2, 7, 2, 0.25),
+        (8, 13, 1, 0.5),
+        (8, 13, 2, 0.5),
+    ]

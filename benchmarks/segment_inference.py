@@ -4,11 +4,12 @@
     python -m benchmarks.segment_inference --quick
 
 Makes shards of random bytes, their lengths distributed as in the dataset, and ranks all
-segments of them for 1,000 classes: start-up, reading, cutting, the model, ranking and
-writing the CSV. The baseline is the model alone on the same windows, which lie cut in
-memory, as many at a time. The two take turns, so that whatever else the machine does
-meets both. The last rows have overlapping segments and shifted windows: of the windows
-that these name, the different ones are computed. Prints a Markdown table of medians.
+segments of them for 1,000 classes, of each the best 60th, as the challenge took 100,000
+of millions: start-up, reading, cutting, the model, ranking and writing the CSV. The
+baseline is the model alone on the same windows, which lie cut in memory, as many at a
+time. The two take turns, so that whatever else the machine does meets both. The last
+rows have overlapping segments and shifted windows: of the windows that these name, the
+different ones are computed. Prints a Markdown table of medians.
 """
 
 import argparse
@@ -50,6 +51,7 @@ MODELS = {
     "NetVLADModel": ({"clusters": 32, "hidden_size": 256}, 160),
 }
 SHARDS = 4
+LISTED_OF = 60  # segments one is listed, as 100,000 of 6 million
 
 
 def write_shards(folder: str, shards: int, videos: int) -> list[str]:
@@ -110,7 +112,8 @@ class Bench:
 
     def end_to_end(self, options: SegmentOptions) -> None:
         """Everything."""
-        ranking = SegmentRanking(self.classes)
+        segments = len(plan_segments(self.num_frames, options).segments)
+        ranking = SegmentRanking(self.classes, limit=max(segments // LISTED_OF, 1))
         progress = Progress(stream=io.StringIO())
         predict.predict_segments(
             self.model, self.reader(), ranking, options=options, progress=progress

@@ -130,6 +130,15 @@ class SegmentRanking:
     def _add_block(self, logits: np.ndarray, first: int) -> None:
         num_classes = len(self.classes)
         places = np.flatnonzero(logits > self._floor)
+        count = int(self._counts[0])
+        if len(places) == logits.size and (self._counts == count).all():
+            # As long as every segment counts for every class, nothing is looked for.
+            self._make_room(np.full(num_classes, len(logits)))
+            numbers = np.arange(first, first + len(logits))
+            count = int(self._counts[0])  # a selection may have made the room
+            self._keys[:, count : count + len(logits)] = rank_keys(logits.T, numbers)
+            self._counts += len(logits)
+            return
         segments = places // num_classes
         columns = (places - segments * num_classes).astype(class_type(num_classes))
         keys = rank_keys(logits.ravel()[places], segments + first)

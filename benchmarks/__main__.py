@@ -32,7 +32,7 @@ def list_benchmarks() -> None:
     for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py")):
         if path.stem != "device":
             summary = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
-            print(f"python -m benchmarks.{path.stem:<16}{summary}")
+            print(f"python -m benchmarks.{path.stem:<20}{summary}")
     print(f"python -m benchmarks --device=gpu  {__doc__.splitlines()[0]}")
 
 

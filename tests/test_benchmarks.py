@@ -221,7 +221,15 @@ def test_the_command_measures_each_model_in_each_precision(capsys):
 def test_without_arguments_the_command_lists_all_benchmarks(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
-    for name in (".metrics", ".quality", ".reader", ".segments", " --device=gpu"):
+    for name in (
+        ".metrics",
+        ".quality",
+        ".reader",
+        ".segment_inference",
+        ".segment_scoring",
+        ".segments",
+        " --device=gpu",
+    ):
         assert f"python -m benchmarks{name}" in out
 
 

@@ -20,13 +20,13 @@ from yt8m.errors import DataError
 from yt8m.export import export
 from yt8m.inference import predict as predict_module
 from yt8m.inference.predict import (
-    cut_windows,
     gather_windows,
     load_saved_model,
     predict_segments,
     segment_function,
 )
 from yt8m.inference.segments import SegmentRanking, merge_rankings
+from yt8m.inference.windows import cut_windows
 from yt8m.model import forward
 from yt8m.progress import Progress
 from yt8m.registry import get
@@ -131,7 +131,7 @@ class Kept:
     def __init__(self, classes):
         self.classes, self.found, self.sizes = classes, {}, []
 
-    def add(self, video_ids, rows, starts, logits):
+    def add(self, video_ids, rows, starts, logits, dropped=False):
         self.sizes.append(len(rows))
         for row, start, values in zip(rows, starts, logits, strict=True):
             self.found[f"{video_ids[row].decode()}:{start}"] = values
@@ -223,7 +223,7 @@ def test_garbage_in_the_padding_and_floats_are_dealt_with(trained):
         batch = {"rgb": rgb, "audio": audio, "num_frames": lengths}
         batch = {name: tf.constant(values) for name, values in batch.items()}
         inputs = gather_windows(batch, *map(tf.constant, windows))
-        found.append(function(inputs)[0].numpy())
+        found.append(function(inputs).numpy())
     assert found[0].shape == (3, 3)
     np.testing.assert_array_equal(found[0], found[1])
 

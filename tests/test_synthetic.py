@@ -101,6 +101,8 @@ def test_a_video_is_a_function_of_seed_split_and_index():
         {"wrong_labels": 0.5},
         {"implied_labels": 0.9},
         {"hidden_labels": 0.9},
+        {"misleading_labels": 0.9},
+        {"vocabulary_seed": 1},
     ],
     ids=lambda option: next(iter(option)),
 )

@@ -9,6 +9,14 @@ Segments of 5 frames, for the submission of 2019:
         --segment_label_ids_file=segment_label_ids.csv \\
         --input_data_pattern='test*.tfrecord' --output_file=segments.csv
 
+With what the winners of 2019 did: windows shifted by up to 2 s, without the segments
+that nobody rated, times the video's own probability:
+
+    python inference.py --train_dir=/tmp/netvlad --segment_labels \\
+        --segment_shifts=-2,-1,0,1,2 --segment_drop_first=6 --segment_drop_last=2 \\
+        --video_predictions=video.predictions --video_cutoff=0.0002 \\
+        --input_data_pattern='test*.tfrecord' --output_file=segments.csv
+
 In ten processes, each with its own part of the files; writes
 scores-00003-of-00010.csv, and `yt8m merge` joins the ten:
 
@@ -38,6 +46,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from yt8m import schema
 from yt8m.cli import flags as shared
 from yt8m.config import DataConfig, FrameSelection
 from yt8m.errors import UserError
@@ -46,6 +55,19 @@ log = logging.getLogger("yt8m")
 
 _LISTED_OF_A_SEGMENT = 3
 _STORED_OF_A_VIDEO = 100
+_OF_SEGMENTS = (
+    "segment_max_pred",
+    "segment_label_ids_file",
+    "segment_stride",
+    "segment_shifts",
+    "segment_average",
+    "segment_drop_first",
+    "segment_drop_last",
+    "video_predictions",
+    "video_power",
+    "video_cutoff",
+    "class_relevance",
+)
 
 
 def define(flags: shared.FlagValues) -> None:
@@ -124,6 +146,7 @@ def define(flags: shared.FlagValues) -> None:
     shared.segment_label_ids_file(
         flags, "to rank", "those of the rated segments that the run saw"
     )
+    _define_segments(flags)
     _define_shards(flags)
     string(
         "names",
@@ -133,6 +156,64 @@ def define(flags: shared.FlagValues) -> None:
         flag_values=flags,
     )
     shared.vocabulary(flags, "A vocabulary.csv with the names of the classes.")
+
+
+def _define_segments(flags: shared.FlagValues) -> None:
+    """Flags of --segment_labels alone; `_OF_SEGMENTS` names them."""
+    integer, string = absl_flags.DEFINE_integer, absl_flags.DEFINE_string
+    integer(
+        "segment_stride",
+        schema.SEGMENT_FRAMES,
+        "Seconds from one segment's start to the next.",
+        1,
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_list(
+        "segment_shifts",
+        ["0"],
+        "A segment's score is the mean over windows shifted by these seconds, as "
+        "-2,-1,0,1,2, within the video.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_enum(
+        "segment_average",
+        "probabilities",
+        ["probabilities", "logits"],
+        "Of what that mean is.",
+        flag_values=flags,
+    )
+    for name, place, number in (("first", "start", 6), ("last", "end", 2)):
+        integer(
+            f"segment_drop_{name}",
+            0,
+            f"Segments of 5 seconds left out at the {place} of each video; of the "
+            f"dataset's the {name} {number} never were rated.",
+            0,
+            flag_values=flags,
+        )
+    string(
+        "video_predictions",
+        None,
+        "A folder NAME.predictions of the videos: the score of a segment is its "
+        "probability times the video's.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_float(
+        "video_power", 1.0, "Power of the video's probability.", flag_values=flags
+    )
+    absl_flags.DEFINE_float(
+        "video_cutoff",
+        0.0,
+        "Classes of a video whose probability is below this are not ranked there.",
+        flag_values=flags,
+    )
+    string(
+        "class_relevance",
+        None,
+        "A last step before the ranking: a table Class,Other,Weight (.csv), or a "
+        "Python file that defines class_relevance(candidates) (.py).",
+        flag_values=flags,
+    )
 
 
 def _define_shards(flags: shared.FlagValues) -> None:
@@ -221,6 +302,7 @@ def _predict(flags: shared.FlagValues) -> int:
                 "--segment_labels."
             )
         classes = _segment_classes(flags, data.num_classes)
+        steps = _segment_options(flags), _rescoring(flags, classes)
         data = dataclasses.replace(data, frames=FrameSelection())
     reader = pipeline.Reader(
         pipeline.check_files(files, data, wanted_by=origin),
@@ -238,6 +320,7 @@ def _predict(flags: shared.FlagValues) -> int:
                 model,
                 reader,
                 classes,
+                steps,
                 most_frames,
                 listing,
                 output_file,
@@ -290,11 +373,17 @@ def _refuse_contradictions(flags: shared.FlagValues) -> None:
         f"--num_shards={flags.num_shards}: give --shard_index, the part to predict "
         f"here, 0 .. {flags.num_shards - 1}.",
     )
-    for name in ("segment_max_pred", "segment_label_ids_file"):
-        refuse(
-            shared.given(flags, name) and not flags.segment_labels,
-            f"--{name} is given without --segment_labels.",
-        )
+    for names, needed in (
+        (_OF_SEGMENTS, "segment_labels"),
+        (("video_power", "video_cutoff"), "video_predictions"),
+        (("segment_average",), "segment_shifts"),
+    ):
+        for name in names:
+            missing = not shared.given(flags, needed) or not flags[needed].value
+            refuse(
+                shared.given(flags, name) and missing,
+                f"--{name} is given without --{needed}.",
+            )
     for name in ("segment_labels", "names", "top_k"):
         refuse(
             embeddings and shared.given(flags, name) and bool(flags[name].value),
@@ -392,6 +481,43 @@ def _segment_classes(flags: shared.FlagValues, num_classes: int) -> Any:
     return classes
 
 
+def _segment_options(flags: shared.FlagValues) -> Any:
+    """Which segments, from which windows."""
+    from yt8m.inference.windows import SegmentOptions
+
+    try:
+        shifts = tuple(int(shift) for shift in flags.segment_shifts)
+    except ValueError:
+        raise UserError(
+            f"--segment_shifts={','.join(flags.segment_shifts)} must be whole seconds, "
+            "separated by commas."
+        ) from None
+    return SegmentOptions(
+        stride=flags.segment_stride,
+        shifts=shifts,
+        average=flags.segment_average,
+        drop_first=flags.segment_drop_first,
+        drop_last=flags.segment_drop_last,
+    )
+
+
+def _rescoring(flags: shared.FlagValues, classes: Any) -> Any:
+    """The steps between logits and ranking, or None."""
+    from yt8m.inference.class_relevance import load_class_relevance
+    from yt8m.inference.rescoring import Rescoring, VideoPrior
+
+    if not flags.video_predictions and not flags.class_relevance:
+        return None
+    prior = relevance = None
+    if flags.video_predictions:
+        prior = VideoPrior(
+            flags.video_predictions, classes, flags.video_power, flags.video_cutoff
+        )
+    if flags.class_relevance:
+        relevance = load_class_relevance(flags.class_relevance, classes)
+    return Rescoring(classes, prior, relevance)
+
+
 def _listing(flags: shared.FlagValues, shard: tuple[int, int]) -> Any:
     """The open listing of --names, or a context of None."""
     if not flags.names:
@@ -411,20 +537,27 @@ def _write_segments(
     model: Any,
     reader: Any,
     classes: Any,
+    steps: tuple[Any, Any],
     most_frames: int | None,
     listing: Any,
     output_file: str,
     strategy: Any,
 ) -> str:
-    """Ranks the segments, writes the ranking, and says what was done."""
+    """Ranks the segments, writes the ranking, and says what was done.
+
+    `steps` are which segments from which windows, and what comes after their logits.
+    """
     from yt8m.inference import predict
     from yt8m.inference.segments import SegmentRanking
 
     ranking = SegmentRanking(classes, limit=flags.segment_max_pred)
+    options, rescoring = steps
     count = predict.predict_segments(
         model,
         reader,
         ranking,
+        options=options,
+        rescoring=rescoring,
         most_frames=most_frames,
         listing=listing,
         listed=flags.top_k if shared.given(flags, "top_k") else _LISTED_OF_A_SEGMENT,

@@ -6,6 +6,14 @@
 Splits of one seed hold different videos of the same classes. classes.csv, beside the
 shards, tells each class's kind. With --segments, about five segments of each video
 are rated, as in the validation set of 2019; those of the test split are not.
+
+Hard segments: classes that need the rest of the video, labels that mislead, and another
+vocabulary to which a model of the first is transferred:
+
+    yt8m synthesize --output_dir=/tmp/data/hard --segments --max_frames=100 \\
+        --kinds=static,brief,contextual --num_classes=24 --misleading_labels=0.3
+    yt8m synthesize --output_dir=/tmp/data/other --segments --max_frames=100 \\
+        --kinds=static,brief,contextual --num_classes=24 --vocabulary_seed=1
 """
 
 from absl import flags as absl_flags
@@ -17,7 +25,7 @@ def define(flags: shared.FlagValues) -> None:
     from yt8m.cli.main import import_tensorflow
 
     import_tensorflow()  # quietly; the next import needs it
-    from yt8m.data.synthetic import KINDS, SPLITS, SyntheticConfig
+    from yt8m.data.synthetic import KINDS, MORE_KINDS, SPLITS, SyntheticConfig
 
     default = SyntheticConfig()
 
@@ -43,7 +51,7 @@ def define(flags: shared.FlagValues) -> None:
     absl_flags.DEFINE_list(
         "kinds",
         list(default.kinds),
-        f"Kinds of classes, in equal shares: {', '.join(KINDS)}.",
+        f"Kinds of classes, in equal shares: {', '.join(KINDS | MORE_KINDS)}.",
         flag_values=flags,
     )
     shared.features(flags, "rgb,audio", "1024,128")
@@ -51,6 +59,11 @@ def define(flags: shared.FlagValues) -> None:
         ("seed", "Seed of everything random."),
         ("num_classes", "Number of classes."),
         ("max_frames", "The longest video, in frames."),
+        (
+            "vocabulary_seed",
+            "0, or another dataset: as many other classes that show what those of "
+            "dataset 0 show, newly combined.",
+        ),
     ):
         number(name, help, absl_flags.DEFINE_integer)
     for name, help in (
@@ -65,6 +78,11 @@ def define(flags: shared.FlagValues) -> None:
         ("wrong_labels", "Expected share of the given labels that are wrong."),
         ("implied_labels", "Probability that a label implies the one above it."),
         ("hidden_labels", "Share of true labels hidden, most often faint ones."),
+        (
+            "misleading_labels",
+            "Probability that a label of a video is one that none of its rated "
+            "segments shows.",
+        ),
     ):
         number(name, help)
 

@@ -13,6 +13,9 @@ says where a video of that class shows them:
   of the two.
 - `synchronous`: rgb and audio evidence in one and the same window; a decoy has them in
   two windows that do not overlap.
+- `contextual`, on request: pairs of classes that share their rgb evidence, in one
+  window; which of the two it is follows from a scene that shows in the rest of the
+  video. A segment alone, even a widened or shifted one, cannot tell them apart.
 
 Each feature of a frame is R (cos(t) background + sin(t) evidence), where background
 and evidence are orthogonal and of unit length. So all frames of a video have the same
@@ -46,6 +49,10 @@ KINDS = {
     "joint": 1,
     "synchronous": 2,
 }
+# Those that are not among the default ones.
+MORE_KINDS = {"contextual": 40}
+_FEWEST_FRAMES = KINDS | MORE_KINDS
+_PAIRED_KINDS = ("ordered", "contextual")
 AUDIO_KINDS = ("audio", "joint", "synchronous")
 DECOY_KINDS = ("brief", "joint", "synchronous")
 
@@ -60,9 +67,13 @@ _STRENGTHS = {
     "audio": (0.15, 0.30),
     "joint": (0.30, 0.50),
     "synchronous": (0.30, 0.50),
+    "contextual": (0.30, 0.50),
 }
 _AUDIO_GAIN = 1.3
 _MAX_ENERGY = 0.95  # of a frame, in evidence
+# Frames on both sides of contextual evidence without the scene that explains it: what a
+# segment with one frame of evidence reaches (4), widened (3), shifted (2), and one.
+_SCENE_MARGIN = 10
 
 # The dataset's class frequencies fall like 1 / (rank + 2.2), ranks counted from 0.
 _ZIPF_OFFSET = 2.2
@@ -97,7 +108,7 @@ _NOISE_ROWS = 2048
 
 # Of rated segments: part of the seed, the share of a video's classes that are rated in
 # a segment, and how many others are.
-_SEGMENTS_KEY = 1
+_SEGMENTS_KEY, _MISLEADING_KEY = 1, 2
 _RATED_SHARE, _RATED_ABSENT = 0.5, 2
 
 _DIGITS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -113,7 +124,8 @@ class SyntheticConfig:
     Attributes:
         seed: of everything random.
         num_classes: number of classes C; class 0 is the most frequent.
-        kinds: some of `KINDS`; each gets an equal share of the classes.
+        kinds: some of `KINDS` and `MORE_KINDS`; each gets an equal share of the
+            classes.
         features: sizes of `rgb` and `audio`, in the order of the record. A size of at
             least C makes the classes' directions orthogonal.
         max_frames: the longest video; one in a thousand has a frame more, as in the
@@ -140,6 +152,14 @@ class SyntheticConfig:
             overlooked; the last one of a video always is given. A class of
             visibility v is hidden with the probability hidden_labels * (1/2 + u) *
             (3/2 - v), at most 1, where u in [0, 1] is a number of the class.
+        misleading_labels: probability that a label misleads about segments: a true
+            one that no rated segment shows, though it is rated in each, if other
+            segments can be rated; a static or audio class then lasts for a window
+            only. Or a given one that is wrong, and rated 0 in each rated segment.
+        vocabulary_seed: 0, or the number of another dataset, of other videos and as
+            many other classes of the same kinds in the same surroundings. Its classes
+            show what two or three classes of dataset 0, of their kind, show: each
+            direction is a sum or difference of theirs, orthogonal if theirs are.
 
     The features do not depend on `missing_labels`, `wrong_labels` and `hidden_labels`:
     a split written without them holds the truth about the same videos.
@@ -167,18 +187,21 @@ class SyntheticConfig:
     wrong_labels: float = 0.0
     implied_labels: float = 0.0
     hidden_labels: float = 0.0
+    misleading_labels: float = 0.0
+    vocabulary_seed: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "kinds", tuple(self.kinds))
         for kind in self.kinds:
-            if kind not in KINDS:
-                raise UserError(f"Unknown kind {kind}. {near_matches(kind, KINDS)}")
+            if kind not in _FEWEST_FRAMES:
+                known = near_matches(kind, _FEWEST_FRAMES)
+                raise UserError(f"Unknown kind {kind}. {known}")
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise UserError(
                 f"`kinds` must name at least one kind, each once: {self.kinds}."
             )
         self._check_features()
-        least_frames = min(KINDS[kind] for kind in self.kinds)
+        least_frames = min(_FEWEST_FRAMES[kind] for kind in self.kinds)
         for name, low, high in (
             ("seed", 0, math.inf),
             ("num_classes", len(self.kinds), math.inf),
@@ -194,15 +217,20 @@ class SyntheticConfig:
             ("wrong_labels", 0, 0.9),
             ("implied_labels", 0, 1),
             ("hidden_labels", 0, 1),
+            ("misleading_labels", 0, 1),
+            ("vocabulary_seed", 0, math.inf),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UserError(f"`{name}` must be in [{low}, {high}], not {value}.")
-        if _deal_kinds(self).count("ordered") % 2:
-            raise UserError(
-                f"num_classes={self.num_classes} leaves an ordered class without its "
-                f"pair; take a multiple of {2 * len(self.kinds)}."
-            )
+        dealt = _deal_kinds(self)
+        for kind in _PAIRED_KINDS:
+            if dealt.count(kind) % 2:
+                article = "an" if kind == "ordered" else "a"
+                raise UserError(
+                    f"num_classes={self.num_classes} leaves {article} {kind} class "
+                    f"without its pair; take a multiple of {2 * len(self.kinds)}."
+                )
 
     def _check_features(self):
         for name, size in self.features.items():
@@ -221,6 +249,11 @@ class SyntheticConfig:
     def kind_of(self, label: int) -> str:
         """The kind of class `label`."""
         return _world(self).kinds[label]
+
+    def partner_of(self, label: int) -> int | None:
+        """The other class of its pair, if class `label` has one."""
+        partner = int(_world(self).partner[label])
+        return None if partner < 0 else partner
 
 
 @dataclass(frozen=True)
@@ -338,12 +371,22 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(sequence))
 
 
+def _video_generator(
+    config: SyntheticConfig, split: str, index: int, *key: int
+) -> np.random.Generator:
+    """For a purpose `key` of one video of one dataset."""
+    key = (_split_number(split), index, *key)
+    if config.vocabulary_seed:
+        key = (len(SPLITS) + config.vocabulary_seed, *key)
+    return _generator(config.seed, *key)
+
+
 class _World:
     """What all videos of a configuration share: directions, groups, noise.
 
     Attributes:
         kinds: the kind of each class.
-        partner: of an ordered class, the other of its pair; else -1.
+        partner: of an ordered or contextual class, the other of its pair; else -1.
         above: the class that a class implies, -1 for the root of a group.
         overlooked: of each class, what its probability of being hidden grows by.
         directions: unit vectors float32 [C, size] of each feature.
@@ -355,15 +398,16 @@ class _World:
         self.config = config
         self.kinds = _deal_kinds(config)
         classes = config.num_classes
-        self.min_frames = np.array([KINDS[kind] for kind in self.kinds])
+        self.min_frames = np.array([_FEWEST_FRAMES[kind] for kind in self.kinds])
 
         self.partner = np.full(classes, -1)
-        ordered = np.flatnonzero([kind == "ordered" for kind in self.kinds])
-        self.partner[ordered[0::2]] = ordered[1::2]
-        self.partner[ordered[1::2]] = ordered[0::2]
+        for paired in _PAIRED_KINDS:
+            members = self.of_kind(paired)
+            self.partner[members[0::2]] = members[1::2]
+            self.partner[members[1::2]] = members[0::2]
 
         # Groups of at least two blocks of ranks: some frequent classes and some rare,
-        # of all kinds, and pairs of ordered classes stay together.
+        # of all kinds, and pairs stay together.
         frequencies = _zipf(config)
         block = max(4, 2 * len(config.kinds))
         groups = max(1, classes // (2 * block))
@@ -391,6 +435,38 @@ class _World:
             self.noise[name] = rng.standard_normal((_NOISE_ROWS, size), np.float32)
             self.noise[name] *= scale
         self.overlooked = rng.random(classes)
+        if config.vocabulary_seed:
+            self._rename_classes()
+
+    def of_kind(self, kind: str) -> np.ndarray:
+        """The classes of a kind, ascending."""
+        return np.flatnonzero([own == kind for own in self.kinds])
+
+    def _rename_classes(self):
+        """Makes the directions those of dataset `vocabulary_seed`; see there."""
+        config = self.config
+        rng = _generator(config.seed, len(SPLITS) + config.vocabulary_seed)
+        for kind in config.kinds:
+            old = rng.permutation(self.of_kind(kind))
+            new = rng.permutation(old)
+            blocks = max(1, len(old) // 2)  # of two classes, or three
+            for name, directions in self.directions.items():
+                mixed = directions.copy()
+                for sources, targets in zip(
+                    np.array_split(old, blocks),
+                    np.array_split(new, blocks),
+                    strict=True,
+                ):
+                    mixed[targets] = _mixture(len(sources)) @ directions[sources]
+                mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
+                self.directions[name] = mixed
+
+
+def _mixture(size: int) -> np.ndarray:
+    """An orthogonal matrix float32 [size, size]: sums and differences (the DCT-II)."""
+    k = np.arange(size)
+    rows = np.cos(np.pi * k[:, None] * (2 * k + 1) / (2 * size))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=4)
@@ -405,15 +481,16 @@ def generate_video(config: SyntheticConfig, split: str, index: int) -> Synthetic
         UserError: unknown split.
     """
     world = _world(config)
-    rng = _generator(config.seed, _split_number(split), index)
-    shortest = min(KINDS[kind] for kind in config.kinds)
+    rng = _video_generator(config, split, index)
+    shortest = min(_FEWEST_FRAMES[kind] for kind in config.kinds)
     num_frames = max(shortest, draw_length(rng, config.max_frames))
     truth, decoys = _draw_classes(world, rng, num_frames)
     visibility = _imply(world, rng, truth, decoys, num_frames)
     truth = list(visibility)
     evidence = _Evidence(world, rng, num_frames)
+    misleading = _misleading(config, split, index)
     for label in truth:
-        evidence.show(label, visibility=visibility[label])
+        evidence.show(label, visibility=visibility[label], in_part=label in misleading)
     for label in decoys:
         evidence.show(label, decoy=True)
     features = _render(world, rng, evidence)
@@ -431,7 +508,8 @@ def rate_segments(
     shows a certain class of the video. Rated are some of the video's classes, 1 if a
     frame of the segment has evidence of the class, and two that the video has not.
     Those are neither its decoys nor the partners of its ordered classes: their
-    evidence, or half of it, is there.
+    evidence, or half of it, is there. But where a contextual class is rated its
+    partner is, 0. What misleads is rated in all of its segments, 0.
 
     Args:
         config, split, index: those with which `generate_video` made the video.
@@ -440,32 +518,50 @@ def rate_segments(
     from yt8m.data.records import SegmentRatings
 
     world = _world(config)
-    rng = _generator(config.seed, _split_number(split), index, _SEGMENTS_KEY)
+    rng = _video_generator(config, split, index, _SEGMENTS_KEY)
     shown = {label: _by_segment(frames) for label, frames in video.shown.items()}
-    total = len(next(iter(shown.values())))
+    misleading = _misleading(config, split, index)
+    elsewhere = [label for label in video.truth if label in misleading]
+    honest = [label for label in video.truth if label not in misleading]
+    places = list(range(len(next(iter(shown.values())))))
+    places = [p for p in places if not any(shown[c][p] for c in elsewhere)] or places
     chosen: dict[int, None] = {}
-    for _ in range(min(int(rng.integers(4, 7)), total)):
-        free = [place for place in range(total) if place not in chosen]
-        label = rng.choice(video.truth)
+    for _ in range(min(int(rng.integers(4, 7)), len(places))):
+        free = [place for place in places if place not in chosen]
+        label = rng.choice(honest or video.truth)
         showing = [place for place in free if shown[label][place]]
         pool = showing if showing and rng.random() < 0.5 else free
         chosen[int(rng.choice(pool))] = None
 
     lists = SegmentRatings([], [], [], [])
     confusing = {*video.truth, *video.decoys, *world.partner[video.truth].tolist()}
+    wrong = [c for c in video.labels if c in misleading and c not in confusing]
     absent = np.array([c for c in range(config.num_classes) if c not in confusing], int)
     for place in chosen:
         start = place * schema.SEGMENT_FRAMES
-        present = [c for c in video.truth if rng.random() < _RATED_SHARE]
+        present = [
+            c for c in video.truth if rng.random() < _RATED_SHARE or c in elsewhere
+        ]
         present = present or [int(rng.choice(video.truth))]
         keys = world.log_frequencies[absent] + rng.gumbel(size=len(absent))
         others = absent[np.argsort(-keys)[:_RATED_ABSENT]]
-        for label in [*present, *others.tolist()]:
+        twins = [world.partner[c] for c in present if world.kinds[c] == "contextual"]
+        rated = [*present, *map(int, twins), *others.tolist(), *wrong]
+        for label in dict.fromkeys(rated):
             lists.labels.append(label)
             lists.starts.append(start)
             lists.ends.append(start + schema.SEGMENT_FRAMES)
             lists.scores.append(float(label in shown and shown[label][place]))
     return lists
+
+
+def _misleading(config: SyntheticConfig, split: str, index: int) -> set[int]:
+    """The classes that mislead about segments of a video if they are its labels."""
+    if not config.misleading_labels:
+        return set()
+    rng = _video_generator(config, split, index, _MISLEADING_KEY)
+    drawn = rng.random(config.num_classes) < config.misleading_labels
+    return set(np.flatnonzero(drawn).tolist())
 
 
 def _by_segment(frames: np.ndarray) -> np.ndarray:
@@ -554,16 +650,31 @@ class _Evidence:
         self.rng, self.num_frames = rng, num_frames
         self.window = max(1, int(num_frames * self.config.window_share))
         self.classes: dict[str, list[int]] = {name: [] for name in world.scale}
+        # Whose evidence it is, where directions are shared; -1 that of no class.
+        self.owners: dict[str, list[int]] = {name: [] for name in world.scale}
         self.sines: dict[str, list[np.ndarray]] = {name: [] for name in world.scale}
 
-    def show(self, label: int, decoy: bool = False, visibility: float = 1.0):
-        """Adds the evidence of class `label`, or of its decoy."""
+    def show(
+        self,
+        label: int,
+        decoy: bool = False,
+        visibility: float = 1.0,
+        in_part: bool = False,
+    ):
+        """Adds the evidence of class `label`, or of its decoy.
+
+        `in_part` limits to a window what else lasts for the whole video.
+        """
         window, self.visibility = self.window, visibility
         match self.kinds[label]:
-            case "static":
-                self._add("rgb", label, 0, self.num_frames)
-            case "audio":
-                self._add("audio", label, 0, self.num_frames)
+            case "static" | "audio" as kind:
+                feature = "rgb" if kind == "static" else "audio"
+                if in_part:
+                    self._add(feature, label, self._start(window), window)
+                else:
+                    self._add(feature, label, 0, self.num_frames)
+            case "contextual":
+                self._show_in_scene(label)
             case "brief":
                 length = max(1, round(self.num_frames * self.config.brief_share))
                 sines = self._add("rgb", label, self._start(length), length)
@@ -583,8 +694,29 @@ class _Evidence:
                 self._add("rgb", label, rgb, window)
                 self._add("audio", label, audio if decoy else rgb, window)
 
-    def _add(self, feature: str, label: int, start: int, length: int) -> np.ndarray:
-        """Evidence along a class's direction in `length` frames from `start` on."""
+    def _show_in_scene(self, label: int):
+        """Along the pair's first direction, in a scene of either sign of the second."""
+        first, second = sorted((label, int(self.partner[label])))
+        length = min(self.window, self.num_frames // 4)
+        start = self._start(length)
+        self._add("rgb", first, start, length, owner=label)
+        scene = self._add("rgb", second, 0, self.num_frames, owner=-1)
+        scene[max(start - _SCENE_MARGIN, 0) : start + length + _SCENE_MARGIN] = 0
+        if label == first:
+            scene *= -1
+
+    def _add(
+        self,
+        feature: str,
+        label: int,
+        start: int,
+        length: int,
+        owner: int | None = None,
+    ) -> np.ndarray:
+        """Evidence along a class's direction in `length` frames from `start` on.
+
+        It is evidence of that class unless `owner` is another, or -1 for none.
+        """
         low, high = _STRENGTHS[self.kinds[label]]
         strength = self.rng.uniform(low, high) * self.config.strength
         strength *= self.visibility
@@ -593,18 +725,20 @@ class _Evidence:
         sines = np.zeros(self.num_frames, np.float32)
         sines[start : start + length] = strength
         self.classes[feature].append(label)
+        self.owners[feature].append(label if owner is None else owner)
         self.sines[feature].append(sines)
         return sines
 
     def frames_of(self, label: int) -> np.ndarray:
         """Whether each frame has evidence along the class's own directions: bool [T].
 
-        Of two ordered classes, the first seen and the second differ in this alone.
+        Of two ordered classes, the first seen and the second differ in this alone. A
+        contextual class is where its evidence is, and not where its scene is.
         """
         shown = np.zeros(self.num_frames, bool)
-        for feature, classes in self.classes.items():
-            for shown_class, sines in zip(classes, self.sines[feature], strict=True):
-                if shown_class == label:
+        for feature, owners in self.owners.items():
+            for owner, sines in zip(owners, self.sines[feature], strict=True):
+                if owner == label:
                     shown |= sines > 0
         return shown
 

@@ -87,7 +87,8 @@ class ListingWriter:
             ids: B video ids.
             windows: in pieces of n windows each, ordered by video and start: the
                 number of the video in the batch, start and end in seconds, all
-                integers [n]; classes [n, k] and their probabilities [n, k].
+                integers [n]; classes [n, k], -1 for none, and their probabilities
+                [n, k].
         """
         of_video: list[list] = [[] for _ in ids]
         for piece in windows:
@@ -123,7 +124,8 @@ def merge_windows(
     """Spans of time in which a class is among the best of every window.
 
     Args:
-        windows: start, end, classes and scores of each window of a video, by time.
+        windows: start, end, classes and scores of each window of a video, by time;
+            windows may overlap. The class -1 is none.
 
     Returns:
         Start, end, class and highest score of each span; by start, then by score.
@@ -132,9 +134,11 @@ def merge_windows(
     latest: dict[int, list] = {}
     for start, end, classes, scores in windows:
         for c, score in zip(classes, scores, strict=True):
+            if c < 0:
+                continue
             span = latest.get(c)
-            if span and span[1] == start:
-                span[1], span[3] = end, max(span[3], score)
+            if span and span[1] >= start:
+                span[1], span[3] = max(span[1], end), max(span[3], score)
             else:
                 latest[c] = [start, end, c, score]
                 spans.append(latest[c])

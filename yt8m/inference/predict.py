@@ -24,8 +24,16 @@ from yt8m.data.predictions import ENDING, PredictionsWriter
 from yt8m.distribution import EachReplica
 from yt8m.errors import UserError
 from yt8m.inference.listing import ListingWriter
-from yt8m.inference.segments import SegmentRanking
+from yt8m.inference.rescoring import Rescoring
+from yt8m.inference.segments import SegmentRanking, refuse_not_finite
 from yt8m.inference.submission import SubmissionWriter
+from yt8m.inference.windows import (
+    Averager,
+    Plan,
+    SegmentOptions,
+    Windows,
+    plan_segments,
+)
 from yt8m.model import YT8MModel, forward, top_classes
 from yt8m.progress import Progress
 
@@ -209,26 +217,6 @@ def overlap(
 # --- segments ------------------------------------------------------------------------
 
 
-def cut_windows(num_frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts every video into consecutive windows of `schema.SEGMENT_FRAMES` frames.
-
-    They start at 0 and do not overlap; the last one of a video may be shorter. A video
-    without frames has none.
-
-    Args:
-        num_frames: integers [B].
-
-    Returns:
-        Of the n windows, in the order of the videos and of time, int32 [n] each: the
-        number of the video in the batch, the first frame, and the number of frames.
-    """
-    starts = np.arange(0, num_frames.max(initial=0), schema.SEGMENT_FRAMES)
-    rows, windows = np.nonzero(starts < num_frames[:, None])
-    starts = starts[windows]
-    lengths = np.minimum(num_frames[rows] - starts, schema.SEGMENT_FRAMES)
-    return rows.astype(np.int32), starts.astype(np.int32), lengths.astype(np.int32)
-
-
 def gather_windows(
     videos: dict[str, tf.Tensor],
     rows: tf.Tensor,
@@ -240,7 +228,7 @@ def gather_windows(
 
     Args:
         videos: what a frame-level model reads of a batch.
-        rows, starts, lengths: of `cut_windows`, int32 [n].
+        rows, starts, lengths: of `yt8m.inference.windows.Windows`, int32 [n].
         most_frames: that the model takes of a window, evenly spaced; None for all.
 
     Returns:
@@ -258,26 +246,19 @@ def gather_windows(
 
 
 def segment_function(
-    model: YT8MModel | ExportedModel, classes: np.ndarray, listed: int = 0
-) -> Callable[[dict[str, tf.Tensor]], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    model: YT8MModel | ExportedModel, classes: np.ndarray
+) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
     """The function, not compiled, from windows to their logits.
 
     Args:
         model: a frame-level model.
         classes: integers [K], the classes that are wanted.
-        listed: best of `classes` to give.
 
     Returns:
         A function of `gather_windows` that gives the logits float32 [n, K] of
-        `classes`, and as `top_classes` the places in `classes` of the best `listed`,
-        and their probabilities.
+        `classes`.
     """
-
-    def score(windows):
-        logits = tf.gather(forward(model, windows)["logits"], classes, axis=1)
-        return logits, *top_classes(logits, listed)
-
-    return score
+    return lambda windows: tf.gather(forward(model, windows)["logits"], classes, axis=1)
 
 
 def predict_segments(
@@ -285,21 +266,28 @@ def predict_segments(
     reader: Reader,
     ranking: SegmentRanking,
     *,
+    options: SegmentOptions | None = None,
+    rescoring: Rescoring | None = None,
     most_frames: int | None = None,
     progress: Progress | None = None,
     listing: ListingWriter | None = None,
     listed: int = 3,
     strategy: tf.distribute.Strategy | None = None,
 ) -> int:
-    """Adds every window of 5 frames of a reader's videos to a ranking.
+    """Adds the segments of a reader's videos to a ranking.
+
+    Each video is read once, and each window that segments need is computed once.
 
     Args:
         model: a frame-level model, built or exported.
         reader: of whole videos, with all of their frames, in file order.
         ranking: its `classes` are predicted.
+        options: which segments, and from which windows; None for every window of 5
+            frames.
+        rescoring: what comes between the logits and the ranking; None ranks logits.
         most_frames: as `gather_windows`.
         progress: None shows one on standard error.
-        listing: an open one, to which the best classes of each window go.
+        listing: an open one, to which the best classes of each segment go.
         listed: how many.
         strategy: as of `predict`.
 
@@ -309,8 +297,10 @@ def predict_segments(
     Raises:
         UserError: bad data, or scores that are not finite.
     """
-    function = segment_function(model, ranking.classes, listed if listing else 0)
-    score = EachReplica(function, strategy, _WINDOWS_AT_ONCE)
+    options = options or SegmentOptions()
+    score = EachReplica(
+        segment_function(model, ranking.classes), strategy, _WINDOWS_AT_ONCE
+    )
 
     @tf.function(reduce_retracing=True)
     def gather(videos, *windows):
@@ -323,31 +313,80 @@ def predict_segments(
         def chunks() -> Iterator[tuple]:
             for batch, host in reader.batches():
                 ids, videos = host["id"].numpy(), model_inputs(model, batch)
-                windows = cut_windows(batch["num_frames"].numpy())
-                for first in range(0, len(windows[0]), _WINDOWS_AT_ONCE):
-                    some = [w[first : first + _WINDOWS_AT_ONCE] for w in windows]
-                    yield (ids, some), gather(videos, *map(tf.constant, some))
-                yield (ids, None), None
+                plan = plan_segments(batch["num_frames"].numpy(), options)
+                for first in range(0, len(plan.windows), _WINDOWS_AT_ONCE):
+                    some = plan.windows[first : first + _WINDOWS_AT_ONCE]
+                    columns = (some.rows, some.starts, some.lengths)
+                    yield (ids, plan, some), gather(videos, *map(tf.constant, columns))
+                yield (ids, plan, None), None
 
-        unlisted: list[tuple] = []  # windows of the batch
-
-        def write(ids, windows, outputs) -> int:
-            if outputs is None:  # the batch is done
-                if listing:
-                    listing.write_segments(ids, unlisted)
-                unlisted.clear()
-                return len(ids)
-            rows, starts, lengths = windows
-            logits, best, scores = (output.numpy() for output in outputs)
-            ranking.add(ids, rows, starts, logits)
-            if listing:
-                chosen = ranking.classes[best]
-                unlisted.append((rows, starts, starts + lengths, chosen, scores))
-            return 0
-
+        writer = _SegmentWriter(ranking, options, rescoring, listing, listed)
         results = ((*kept, outputs) for kept, outputs in score.map(chunks()))
-        overlap(results, write, progress)
+        overlap(results, writer.write, progress)
         return progress.done
+
+
+class _SegmentWriter:
+    """Takes the logits of windows, and hands on what becomes of them."""
+
+    def __init__(
+        self,
+        ranking: SegmentRanking,
+        options: SegmentOptions,
+        rescoring: Rescoring | None,
+        listing: ListingWriter | None,
+        listed: int,
+    ):
+        self._ranking, self._options, self._rescoring = ranking, options, rescoring
+        self._listing, self._listed = listing, listed
+        self._averager: Averager | None = None  # of the batch
+        self._unlisted: list[tuple] = []  # segments of the batch
+
+    def write(
+        self,
+        ids: np.ndarray,
+        plan: Plan,
+        windows: Windows | None,
+        logits: tf.Tensor | None,
+    ) -> int:
+        """The next windows of a batch; None at its end. Gives the videos done."""
+        if windows is None:
+            if self._listing:
+                self._listing.write_segments(ids, self._unlisted)
+            self._averager, self._unlisted = None, []
+            return len(ids)
+        logits = logits.numpy()
+        refuse_not_finite(ids, windows.rows, windows.starts, logits)
+        whole_videos = bool(self._rescoring and self._rescoring.whole_videos)
+        if self._averager is None:
+            self._averager = Averager(plan, self._options.average, whole_videos)
+        which, scores = self._averager.push(logits)
+        segments = plan.segments[which]
+        if not len(segments):
+            return 0
+        if self._rescoring:
+            scores = self._rescoring(ids, segments, scores)
+        self._ranking.add(
+            ids, segments.rows, segments.starts, scores, dropped=bool(self._rescoring)
+        )
+        if self._listing:
+            self._unlisted.append((*_spans(segments), *self._best(scores)))
+        return 0
+
+    def _best(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The best classes [n, k] of segments, -1 where there is none, and their
+        probabilities."""
+        with tf.device("CPU"):
+            best = tf.math.top_k(scores, min(self._listed, scores.shape[1]))
+        values = best.values.numpy().astype(np.float64)
+        classes = self._ranking.classes[best.indices.numpy()]
+        with np.errstate(over="ignore"):
+            probabilities = 1 / (1 + np.exp(-values))
+        return np.where(values > -np.inf, classes, -1), probabilities
+
+
+def _spans(segments: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return segments.rows, segments.starts, segments.starts + segments.lengths
 
 
 # --- files ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ TFRecord files of another format, which `merge_rankings` turns into one CSV file
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import compress
 
 import numpy as np
 import tensorflow as tf
@@ -95,6 +96,7 @@ class SegmentRanking:
         rows: np.ndarray,
         starts: np.ndarray,
         logits: np.ndarray,
+        dropped: bool = False,
     ) -> None:
         """Adds n segments of B videos.
 
@@ -102,7 +104,9 @@ class SegmentRanking:
             video_ids: [B].
             rows: integers [n]: segment i is of video `video_ids[rows[i]]`.
             starts: integers [n], its first second.
-            logits: float32 [n, K], a column for each of `classes`.
+            logits: float32 [n, K], a column for each of `classes`; any scores.
+            dropped: whether a score may be -inf: that segment is not ranked for that
+                class.
 
         Raises:
             DataError: a logit is not finite, an id cannot stand in a CSV file, or a
@@ -117,14 +121,7 @@ class SegmentRanking:
                 f"Received: logits.shape={logits.shape}, rows.shape={rows.shape}, "
                 f"starts.shape={starts.shape}"
             )
-        finite = np.isfinite(logits).all(axis=1)
-        if not finite.all():
-            i = int(finite.argmin())
-            raise DataError(
-                f"The scores of segment {as_text(video_ids[rows[i]])}:{starts[i]} are "
-                "not finite numbers; the model's weights or the video's features are "
-                "not either."
-            )
+        refuse_not_finite(video_ids, rows, starts, logits, dropped)
         first = self.num_segments
         self._table.extend(video_ids, rows, starts)
         for at in range(0, len(logits), self._block):
@@ -133,6 +130,15 @@ class SegmentRanking:
     def _add_block(self, logits: np.ndarray, first: int) -> None:
         num_classes = len(self.classes)
         places = np.flatnonzero(logits > self._floor)
+        count = int(self._counts[0])
+        if len(places) == logits.size and (self._counts == count).all():
+            # As long as every segment counts for every class, nothing is looked for.
+            self._make_room(np.full(num_classes, len(logits)))
+            numbers = np.arange(first, first + len(logits))
+            count = int(self._counts[0])  # a selection may have made the room
+            self._keys[:, count : count + len(logits)] = rank_keys(logits.T, numbers)
+            self._counts += len(logits)
+            return
         segments = places // num_classes
         columns = (places - segments * num_classes).astype(class_type(num_classes))
         keys = rank_keys(logits.ravel()[places], segments + first)
@@ -182,7 +188,8 @@ class SegmentRanking:
         return np.sort(self._keys[column, : self._counts[column]])[: self.limit]
 
     def write_csv(self, path: str) -> None:
-        """Writes the submission, classes ascending.
+        """Writes the submission, classes ascending; those of which all segments were
+        dropped are left out.
 
         Raises:
             UserError: the file cannot be written.
@@ -192,6 +199,8 @@ class SegmentRanking:
             file.write(HEADER + b"\n")
             for column in np.argsort(self.classes):
                 numbers = _numbers(self._best(column))
+                if not len(numbers) and self.num_segments:
+                    continue
                 line = b"%d,%s\n" % (self.classes[column], text_of(numbers))
                 file.write(line)
 
@@ -226,6 +235,28 @@ class SegmentRanking:
                 scores=[scores_of_keys(keys).astype("<f4").tobytes()],
                 segments=[_numbers(keys).astype("<u4").tobytes()],
             )
+
+
+def refuse_not_finite(
+    video_ids: Sequence[bytes],
+    rows: np.ndarray,
+    starts: np.ndarray,
+    logits: np.ndarray,
+    dropped: bool = False,
+) -> None:
+    """Raises `DataError` for logits that are not finite; see `SegmentRanking.add`."""
+    # Almost always true, and quickly known.
+    finite = np.isfinite(logits)
+    if finite.all():
+        return
+    right = (finite | (logits == -np.inf) if dropped else finite).all(axis=1)
+    if not right.all():
+        i = int(right.argmin())
+        raise DataError(
+            f"The scores of segment {as_text(video_ids[rows[i]])}:{starts[i]} are not "
+            "finite numbers; the model's weights or the video's features are not "
+            "either."
+        )
 
 
 def _numbers(keys: np.ndarray) -> np.ndarray:
@@ -619,7 +650,8 @@ def segment_average_precisions(
         if label not in found:
             continue
         rated = ratings[label]
-        listed = [s for s in segments[: top_n or None] if s in rated]
+        segments = segments[: top_n or None]
+        listed = list(compress(segments, map(rated.__contains__, segments)))
         if len(set(listed)) < len(listed):
             bad = as_text(_first_repeated(listed))
             raise DataError(f"{path} lists segment {bad} twice for class {label}.")

@@ -138,26 +138,29 @@ def read_lines(path: str, max_bytes: int) -> Iterator[tuple[int, bytes]]:
         DataError: a line is longer than `max_bytes`.
         UserError: the file cannot be read.
     """
-    count, rest = 0, b""
+    count, size, pieces = 0, 0, []
     with contextlib.ExitStack() as files:
         try:
             file = files.enter_context(tf.io.gfile.GFile(path, "rb"))
             if path.endswith(".gz"):
                 file = files.enter_context(gzip.GzipFile(fileobj=file))
             while block := file.read(_BLOCK_BYTES):
-                lines = (rest + block).splitlines(keepends=True)
-                rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
-                yield from enumerate(lines, count + 1)
-                count += len(lines)
-                if len(rest) > max_bytes:
+                pieces.append(block)
+                size += len(block)
+                # A line of segments is as long as many blocks, and joined once.
+                if b"\n" in block or b"\r" in block:
+                    lines = b"".join(pieces).splitlines(keepends=True)
+                    pieces = [] if lines[-1].endswith(b"\n") else [lines.pop()]
+                    yield from enumerate(lines, count + 1)
+                    count, size = count + len(lines), sum(map(len, pieces))
+                if size > max_bytes:
                     raise DataError(
                         f"{path}, line {count + 1}: longer than {max_bytes} bytes; "
                         "this is not a submission."
                     )
         except FILE_ERRORS as e:
             raise UserError(f"{path} cannot be read: {runs.reason(e)}") from e
-        if rest:
-            yield count + 1, rest
+        yield from enumerate(b"".join(pieces).splitlines(keepends=True), count + 1)
 
 
 def _parse(line: bytes) -> tuple[bytes, list[int], list[float]]:

@@ -26,7 +26,7 @@ CHANGEABLE = {
     *("warmup_examples", "save_checkpoint_minutes", "save_checkpoint_steps"),
     *("keep_checkpoints", "eval_steps", "log_steps", "steps_per_loop"),
     *("jit_compile", "gradient_accumulation_steps"),
-    *("teacher", "on_missing_soft_labels"),
+    *("teacher", "on_missing_soft_labels", "early_stopping"),
 }
 ON_MISSING_SOFT_LABELS = ("fail", "hard_labels")
 LR_SCHEDULES = ("exponential", "constant", "cosine", "slanted_triangular")
@@ -211,6 +211,11 @@ class TrainingConfig:
     distillation_weight: float = 0.5  # of the soft labels' loss; the rest is hard
     temperature: float = 1.0  # by which logits are divided in that loss
     on_missing_soft_labels: str = "fail"
+    init_from: str = ""  # a run, with whose weights this one begins
+    init_checkpoint: str = "latest"  # of it; the step, once training has begun
+    new_classifier: bool = False  # not that of init_from
+    freeze: str = ""  # patterns of weights that stay as they are
+    learning_rate_multipliers: str = ""  # pattern=factor,pattern=factor
     ema_decay: float = 0.0  # of the weights' moving averages; 0: none are kept
     sync_batch_norm: bool = False
     steps_per_loop: int = 0  # steps of a call; 0: about a second
@@ -219,6 +224,7 @@ class TrainingConfig:
     save_checkpoint_steps: int = 0
     keep_checkpoints: int = 3
     eval_steps: int = 0  # 0: at the end only
+    early_stopping: int = 0  # validations without a better one; 0: never
     log_steps: int = 10
 
     def __post_init__(self):
@@ -235,6 +241,7 @@ class TrainingConfig:
             ("save_checkpoint_steps", 0),
             ("keep_checkpoints", 1),
             ("eval_steps", 0),
+            ("early_stopping", 0),
             ("log_steps", 1),
             ("gradient_accumulation_steps", 1),
             ("steps_per_loop", 0),
@@ -262,6 +269,11 @@ class TrainingConfig:
                 f"--frame_bootstrap is a share in [0, 1], not {self.frame_bootstrap}."
             )
         self.crop_shares()  # refuses what is none
+        if self.early_stopping and not (self.eval_data_pattern and self.eval_steps):
+            raise UserError(
+                f"--early_stopping={self.early_stopping} counts validations: give "
+                "--eval_data_pattern and --eval_steps."
+            )
         if self.base_learning_rate <= 0:
             raise UserError(
                 f"--base_learning_rate must be positive, not {self.base_learning_rate}."

@@ -67,6 +67,7 @@ SPELLINGS: dict[str, tuple[str, type, tuple[str, ...] | None]] = {
 
 _OF_TEACHER = ("teacher_checkpoint", "distillation_weight", "temperature")
 _OF_TEACHER += ("on_missing_soft_labels",)
+_OF_INIT = ("init_checkpoint", "new_classifier")
 
 
 def train_dir(flags: FlagValues, help: str = "The run directory.") -> None:
@@ -77,7 +78,8 @@ def checkpoint(flags: FlagValues) -> None:
     absl_flags.DEFINE_string(
         "checkpoint",
         "latest",
-        "Which checkpoint: latest, best (by validation GAP), or a step number.",
+        "Which checkpoint: latest, best (by validation: GAP, or mAP of segments), or a "
+        "step number.",
         flag_values=flags,
     )
 
@@ -401,6 +403,7 @@ def training(flags: FlagValues) -> None:
     integer("gradient_accumulation_steps", "Parts in which a batch is computed.", 1)
     number("mixup", "Alpha of mixup's Beta distribution; 0: no mixup.")
     distillation(flags)
+    fine_tuning(flags)
     string(
         "crop",
         TrainingConfig.crop,
@@ -437,6 +440,11 @@ def training(flags: FlagValues) -> None:
     )
     integer("keep_checkpoints", "Latest checkpoints kept, beside the best.", 1)
     integer("eval_steps", "Steps between validations; 0: at the end only.")
+    integer(
+        "early_stopping",
+        "Stops after this many validations without a better GAP, or, of segments, a "
+        "better mAP; 0: never.",
+    )
     integer("log_steps", "Steps between reports.", 1)
 
 
@@ -477,6 +485,45 @@ def distillation(flags: FlagValues) -> None:
         ON_MISSING_SOFT_LABELS,
         "What to do about a video that the predictions lack: stop and name it, or take "
         "its own labels, and report how many there were.",
+        flag_values=flags,
+    )
+
+
+def fine_tuning(flags: FlagValues) -> None:
+    """Flags of a run that begins with another's weights; each is a field of
+    `TrainingConfig`."""
+    string = absl_flags.DEFINE_string
+    string(
+        "init_from",
+        TrainingConfig.init_from,
+        "Begins with the weights of a trained run (its --train_dir), wherever they fit "
+        "by name and shape; a classifier of another number of classes is new.",
+        flag_values=flags,
+    )
+    string(
+        "init_checkpoint",
+        TrainingConfig.init_checkpoint,
+        "Which checkpoint of it: latest or best when training begins, or a step.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_bool(
+        "new_classifier",
+        TrainingConfig.new_classifier,
+        "Leaves the classifier of --init_from out, for another list of classes.",
+        flag_values=flags,
+    )
+    string(
+        "freeze",
+        TrainingConfig.freeze,
+        "Weights that stay as they are: patterns separated by commas, each a path "
+        "within the model or the beginning of one, as in pool_0,hidden or pool_*.",
+        flag_values=flags,
+    )
+    string(
+        "learning_rate_multipliers",
+        TrainingConfig.learning_rate_multipliers,
+        "Factors of the learning rate, as pattern=factor,pattern=factor: "
+        "segment_encoder=0.5.",
         flag_values=flags,
     )
 
@@ -744,6 +791,9 @@ def training_config(flags: FlagValues) -> TrainingConfig:
             f"--{alone[0]} is of a teacher: give --teacher, a trained run or a folder "
             "of predictions."
         )
+    alone = [name for name in _OF_INIT if given(flags, name) and flags[name].value]
+    if alone and not flags.init_from:
+        raise UserError(f"--{alone[0]} is of --init_from: give that, a trained run.")
     return TrainingConfig(**values)
 
 

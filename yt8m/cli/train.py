@@ -85,7 +85,7 @@ def run(flags: shared.FlagValues) -> int:
     config, soft_labels = _with_teacher(
         _resumed_config(flags, directory, replicas)
         if resuming
-        else _config(flags, None, replicas),
+        else _with_source(_config(flags, None, replicas), directory),
         directory,
     )
     training, data = config.training, config.data
@@ -165,6 +165,17 @@ def _strategy(flags: shared.FlagValues):
     return distribution.create_strategy(flags.strategy, flags.num_gpu, flags.tpu)
 
 
+def _with_source(config: RunConfig, directory: str) -> RunConfig:
+    """The configuration with the checkpoint of --init_from by its step."""
+    from yt8m.training.fine_tuning import find_source
+
+    if not config.training.init_from:
+        return config
+    if config.training.init_from.rstrip("/") == directory:
+        raise UserError(f"--init_from={directory} is the run itself: give another.")
+    return dataclasses.replace(config, training=find_source(config.training))
+
+
 def _with_teacher(config: RunConfig, directory: str):
     """The configuration with the teacher's checkpoint; its soft labels, if stored."""
     from yt8m.training.distillation import find_teacher
@@ -208,10 +219,11 @@ def _config(
         if stored and not any(shared.given(flags, spelling) for spelling in spellings):
             args = getattr(stored.training, name)
             training = dataclasses.replace(training, **{name: args})
-    if stored and training.teacher_checkpoint in ("latest", "best"):
-        # It is the one that was so when the run was started.
-        checkpoint = stored.training.teacher_checkpoint
-        training = dataclasses.replace(training, teacher_checkpoint=checkpoint)
+    for name in ("teacher_checkpoint", "init_checkpoint"):
+        if stored and getattr(training, name) in ("latest", "best"):
+            # It is the one that was so when the run was started.
+            checkpoint = getattr(stored.training, name)
+            training = dataclasses.replace(training, **{name: checkpoint})
     return RunConfig(
         model=shared.model_config(flags, stored.model if stored else None),
         data=shared.data_config(flags, default),

@@ -130,6 +130,8 @@ class DataConfig:
         float_features: the frame features that hold floats; the others hold bytes.
         segments: whether an example is a rated segment of 5 frames, not a video;
             frame level only.
+        segment_context_frames: frames before and after a segment that are read with
+            it, fewer where the video begins or ends.
     """
 
     level: str
@@ -139,8 +141,14 @@ class DataConfig:
     frames: FrameSelection = FrameSelection()
     float_features: list[str] = field(default_factory=list)
     segments: bool = False
+    segment_context_frames: int = 0
 
     def __post_init__(self):
+        if self.segment_context_frames < 0:
+            raise UserError(
+                "--segment_context_frames must be at least 0, not "
+                f"{self.segment_context_frames}."
+            )
         if self.level not in ("frame", "video"):
             raise UserError(f"`level` must be frame or video, not {self.level!r}.")
         if self.segments and self.level != "frame":
@@ -162,6 +170,11 @@ class DataConfig:
                 raise UserError(
                     f"--{name} must be positive, not {getattr(self, name)}."
                 )
+
+    @property
+    def segment_frames(self) -> int:
+        """The most frames of a segment."""
+        return schema.SEGMENT_FRAMES + 2 * self.segment_context_frames
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,11 @@ def run(flags: shared.FlagValues) -> int:
     reader = shared.reader(
         flags,
         "eval_data_pattern",
-        dataclasses.replace(data, segments=flags.segment_labels),
+        dataclasses.replace(
+            data,
+            segments=flags.segment_labels,
+            segment_context_frames=flags.segment_context_frames,
+        ),
         wanted_by=config.model.name,
         batch_size=flags.batch_size,
         index=RecordIndex(f"{directory}/records.json"),

@@ -313,6 +313,14 @@ def model(
         flag_values=flags,
     )
     absl_flags.DEFINE_bool("segment_labels", False, segments, flag_values=flags)
+    integer(
+        "segment_context_frames",
+        DataConfig.segment_context_frames,
+        "Frames before and after a segment that the model sees with it, fewer where "
+        "the video begins or ends (default: 0, or as the run was trained).",
+        0,
+        flag_values=flags,
+    )
     define = {
         str: absl_flags.DEFINE_string,
         int: absl_flags.DEFINE_integer,
@@ -681,6 +689,7 @@ def take_over(flags: FlagValues, stored: RunConfig) -> None:
         "num_classes": stored.data.num_classes,
         "max_frames": stored.data.max_frames,
         "segment_labels": stored.data.segments,
+        "segment_context_frames": stored.data.segment_context_frames,
     }
     for name, value in values.items():
         if name in flags and not given(flags, name) and not name.endswith("_args"):
@@ -699,6 +708,9 @@ def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
     take_over(flags, stored)
     flags.segment_labels = False
     data = dataclasses.replace(stored.data, segments=False)
+    if not stored.data.segments:  # it says nothing of the frames around them
+        widened = flags.segment_context_frames
+        data = dataclasses.replace(data, segment_context_frames=widened)
     again = dataclasses.replace(
         stored,
         model=dataclasses.replace(model_config(flags, None), args=stored.model.args),
@@ -767,6 +779,7 @@ def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
         frames=FrameSelection(**frames),
         float_features=default.float_features,
         segments=flags.segment_labels,
+        segment_context_frames=flags.segment_context_frames,
     )
 
 

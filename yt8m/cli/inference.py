@@ -426,6 +426,7 @@ def _write_segments(
         reader,
         ranking,
         most_frames=most_frames,
+        context_frames=flags.segment_context_frames,
         listing=listing,
         listed=flags.top_k if shared.given(flags, "top_k") else _LISTED_OF_A_SEGMENT,
         strategy=strategy,

@@ -209,6 +209,11 @@ def _config(
     from yt8m import registry, runs
 
     registry.get(flags.model)  # an unknown name is the first thing to say
+    if flags.segment_context_frames and not flags.segment_labels:
+        raise UserError(
+            f"--segment_context_frames={flags.segment_context_frames} is of segments: "
+            "give --segment_labels."
+        )
     same_model = stored is not None and stored.model.name == flags.model
     default = stored.data if same_model else runs.default_data_config(flags.model)
     training = shared.training_config(flags)

@@ -126,13 +126,13 @@ def _key(path: str) -> str:
     return f"{path} {stat.length} {stat.mtime_nsec}"
 
 
-def cut_or_whole(serialized: bytes) -> list[bytes]:
+def cut_or_whole(serialized: bytes, context_frames: int = 0) -> list[bytes]:
     """The rated segments of a record; if it cannot be cut, the record itself.
 
     So a record with a fault keeps a place in the order, where parsing it will fail.
     """
     try:
-        return segments.cut(serialized)
+        return segments.cut(serialized, context_frames)
     except DataError:
         return [serialized]
 

@@ -304,7 +304,9 @@ class Reader:
             _read_file,
             tf.constant(self.files),
             self._buffer_bytes,
-            cut=self.config.segments,
+            context_frames=(
+                self.config.segment_context_frames if self.config.segments else None
+            ),
         )
         if left_out:
             read = functools.partial(read, runs=self._runs(left_out))
@@ -369,7 +371,9 @@ class Reader:
                     example
                     for _, _, record in readable
                     for example in (
-                        cut_or_whole(record) if self.config.segments else [record]
+                        cut_or_whole(record, self.config.segment_context_frames)
+                        if self.config.segments
+                        else [record]
                     )
                 ]
                 parse_batch(tf.constant(serialized, tf.string), self.config, **options)
@@ -466,13 +470,18 @@ def _read_file(
     buffer_bytes: int,
     file: tf.Tensor,
     runs: tf.RaggedTensor | None = None,
-    cut: bool = False,
+    context_frames: int | None = None,
 ) -> tf.data.Dataset:
-    """The examples of a file, with `_LEFT_OUT` in place of those outside `runs`."""
+    """The examples of a file, with `_LEFT_OUT` in place of those outside `runs`.
+
+    They are segments, with `context_frames` around them, unless that is None.
+    """
     path = files[file]
 
     def examples(records):
-        return records.flat_map(_cut_record) if cut else records
+        if context_frames is None:
+            return records
+        return records.flat_map(functools.partial(_cut_record, context_frames))
 
     if runs is None:
         return examples(records_from(path, 0, buffer_bytes))
@@ -485,11 +494,11 @@ def _read_file(
     return tf.data.Dataset.from_tensor_slices(runs[file]).flat_map(read_run)
 
 
-def _cut_record(record: tf.Tensor) -> tf.data.Dataset:
+def _cut_record(context_frames: int, record: tf.Tensor) -> tf.data.Dataset:
     """The rated segments of a record."""
 
     def cut(serialized: bytes) -> np.ndarray:
-        return np.array(cut_or_whole(serialized), object)
+        return np.array(cut_or_whole(serialized, context_frames), object)
 
     found = tf.numpy_function(cut, [record], tf.string)
     return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(found, [None]))

@@ -312,8 +312,8 @@ def parse_frame_batch(
         rows: where the records are part of a larger batch: int32 [B], which of its
             rows they are, and its size. Random frames do not depend on the part.
         static_frames: pad to T = `config.frames.count`, or, if all frames are taken,
-            to `config.max_frames` or a segment's 5; otherwise T is the longest video
-            of the batch.
+            to `config.max_frames` or `config.segment_frames`; otherwise T is the
+            longest video of the batch.
         augmentation: what is done to the frames, where a seed is given.
 
     Returns:
@@ -332,7 +332,7 @@ def parse_frame_batch(
             differ in their number of frames; or a segment is wanted and it is none,
             or one without frames. `yt8m.data.faults` says which record.
     """
-    max_frames = schema.SEGMENT_FRAMES if config.segments else config.max_frames
+    max_frames = config.segment_frames if config.segments else config.max_frames
     kinds = {n: "float" if n in float_features else "bytes" for n in config.features}
     context, frames, lengths = tf.io.parse_sequence_example(
         serialized,

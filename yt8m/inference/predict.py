@@ -235,6 +235,7 @@ def gather_windows(
     starts: tf.Tensor,
     lengths: tf.Tensor,
     most_frames: int | None = None,
+    context_frames: int = 0,
 ) -> dict[str, tf.Tensor]:
     """The windows of a batch, as if each were a video of its own.
 
@@ -242,11 +243,19 @@ def gather_windows(
         videos: what a frame-level model reads of a batch.
         rows, starts, lengths: of `cut_windows`, int32 [n].
         most_frames: that the model takes of a window, evenly spaced; None for all.
+        context_frames: before and after each that belong to it, as far as the video
+            has them.
 
     Returns:
         The same of the n windows.
     """
-    count = min(most_frames or schema.SEGMENT_FRAMES, schema.SEGMENT_FRAMES)
+    longest = schema.SEGMENT_FRAMES + 2 * context_frames
+    count = min(most_frames or longest, longest)
+    if context_frames:
+        ends = tf.gather(videos["num_frames"], rows)
+        ends = tf.minimum(starts + lengths + context_frames, ends)
+        starts = tf.maximum(starts - context_frames, 0)
+        lengths = ends - starts
     inputs = {"num_frames": tf.minimum(lengths, count)}
     places = starts[:, None] + even_frames(lengths, count)
     for name, frames in videos.items():
@@ -286,6 +295,7 @@ def predict_segments(
     ranking: SegmentRanking,
     *,
     most_frames: int | None = None,
+    context_frames: int = 0,
     progress: Progress | None = None,
     listing: ListingWriter | None = None,
     listed: int = 3,
@@ -297,7 +307,7 @@ def predict_segments(
         model: a frame-level model, built or exported.
         reader: of whole videos, with all of their frames, in file order.
         ranking: its `classes` are predicted.
-        most_frames: as `gather_windows`.
+        most_frames, context_frames: as `gather_windows`.
         progress: None shows one on standard error.
         listing: an open one, to which the best classes of each window go.
         listed: how many.
@@ -316,7 +326,7 @@ def predict_segments(
     def gather(videos, *windows):
         # On the host: GPUs have no gather of bytes, and the batch need not fit there.
         with tf.device("/CPU:0"):
-            return gather_windows(videos, *windows, most_frames)
+            return gather_windows(videos, *windows, most_frames, context_frames)
 
     with progress or Progress(total=reader.num_examples) as progress:
 

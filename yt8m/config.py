@@ -26,7 +26,7 @@ CHANGEABLE = {
     *("warmup_examples", "save_checkpoint_minutes", "save_checkpoint_steps"),
     *("keep_checkpoints", "eval_steps", "log_steps", "steps_per_loop"),
     *("jit_compile", "gradient_accumulation_steps"),
-    *("teacher", "on_missing_soft_labels", "early_stopping"),
+    *("teacher", "on_missing_soft_labels", "early_stopping", "video_embeddings"),
 }
 ON_MISSING_SOFT_LABELS = ("fail", "hard_labels")
 LR_SCHEDULES = ("exponential", "constant", "cosine", "slanted_triangular")
@@ -213,6 +213,7 @@ class TrainingConfig:
     clip_global_norm: float = 0.0  # of all gradients together; 0: off
     precision: str = "float32"
     gradient_accumulation_steps: int = 1
+    video_embeddings: str = ""  # folders of what whole videos are embedded as
     mixup: float = 0.0  # alpha of the Beta distribution of the shares; 0: off
     crop: str = ""  # share of a video's frames, or the least and the greatest
     frame_bootstrap: float = 0.0  # share of the frames that are drawn again; 0: off
@@ -368,7 +369,8 @@ class RunConfig:
                 if old == now:
                     continue
                 # A teacher may have moved, but is neither added nor taken away.
-                moved = f.name != "teacher" or (old and now)
+                moves = f.name in ("teacher", "video_embeddings")
+                moved = not moves or (old and now)
                 if part == "training" and f.name in CHANGEABLE and moved:
                     changes.append(f"{f.name} was {old}, is now {now}")
                 else:

@@ -67,6 +67,7 @@ SPELLINGS: dict[str, tuple[str, type, tuple[str, ...] | None]] = {
 
 _OF_TEACHER = ("teacher_checkpoint", "distillation_weight", "temperature")
 _OF_TEACHER += ("on_missing_soft_labels",)
+EMBEDDING_SIZE = "video_embedding_size"  # argument of a model that reads them
 _OF_INIT = ("init_checkpoint", "new_classifier")
 
 
@@ -220,6 +221,48 @@ def eval_frames(flags: FlagValues) -> None:
         "or all (default: the model's own, of most models even).",
         flag_values=flags,
     )
+
+
+def video_embeddings(flags: FlagValues) -> None:
+    absl_flags.DEFINE_string(
+        "video_embeddings",
+        TrainingConfig.video_embeddings,
+        "Folders of embeddings of the whole videos, separated by commas, for a model "
+        "that sees a segment in its video (written by `inference.py "
+        "--output=embeddings --output_file=NAME.embeddings`; default: the run's own).",
+        flag_values=flags,
+    )
+
+
+def open_video_embeddings(flags: FlagValues, model: str, args: dict[str, Any]):
+    """The `VideoEmbeddings` that a model reads beside its frames, or None.
+
+    Raises:
+        UserError: it reads none and they are given, or the other way round, or they
+            are of another size.
+    """
+    from yt8m import registry
+    from yt8m.data.video_embeddings import VideoEmbeddings
+
+    reads = EMBEDDING_SIZE in registry.arguments(registry.get(model).cls)
+    size = args.get(EMBEDDING_SIZE)
+    if not flags.video_embeddings:
+        if size or (reads and size is None):
+            raise UserError(
+                f"{model} sees segments in their videos: give --video_embeddings, what "
+                "`inference.py --output=embeddings --output_file=NAME.embeddings` "
+                "writes."
+            )
+        return None
+    if not reads or size == 0:
+        raise UserError(f"--video_embeddings: {model} reads none; leave it out.")
+    found = VideoEmbeddings(flags.video_embeddings)
+    if size and size != found.size:
+        raise UserError(
+            f"--video_embeddings={flags.video_embeddings} has embeddings of "
+            f"{found.size} numbers, and {model} reads {size}."
+        )
+    return found
 
 
 def vocabulary(flags: FlagValues, help: str) -> None:

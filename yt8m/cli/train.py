@@ -22,6 +22,7 @@ def define(flags: shared.FlagValues) -> None:
     shared.train_dir(flags, "The run directory: configuration, checkpoints, metrics.")
     shared.model(flags)
     shared.training(flags)
+    shared.video_embeddings(flags)
     shared.bad_records(flags)
     absl_flags.DEFINE_bool(
         "start_new_model",
@@ -100,6 +101,9 @@ def run(flags: shared.FlagValues) -> int:
             wanted_by=config.model.name,
             batch_size=training.batch_size,
             index=index,
+            video_embeddings=shared.open_video_embeddings(
+                flags, config.model.name, config.model.args
+            ),
             **options,
         )
 
@@ -229,8 +233,13 @@ def _config(
             # It is the one that was so when the run was started.
             checkpoint = getattr(stored.training, name)
             training = dataclasses.replace(training, **{name: checkpoint})
+    model = shared.model_config(flags, stored.model if stored else None)
+    embeddings = shared.open_video_embeddings(flags, model.name, model.args)
+    if embeddings:
+        args = {**model.args, shared.EMBEDDING_SIZE: embeddings.size}
+        model = dataclasses.replace(model, args=args)
     return RunConfig(
-        model=shared.model_config(flags, stored.model if stored else None),
+        model=model,
         data=shared.data_config(flags, default),
         training=dataclasses.replace(
             training, batch_size=_global_batch_size(flags, stored, replicas)

@@ -40,6 +40,7 @@ from yt8m.data.index import (
 )
 from yt8m.data.records import parse_batch, read_id
 from yt8m.data.soft_labels import SoftLabels
+from yt8m.data.video_embeddings import VideoEmbeddings
 from yt8m.errors import DataError
 
 log = logging.getLogger("yt8m")
@@ -97,6 +98,8 @@ class Reader:
             come over the network, and on half of the cores for local frames.
         soft_labels: what a teacher's predictions say of the videos, to be joined to
             the batches; not of segments.
+        video_embeddings: what a model has made of the whole videos, to be joined to
+            the batches, of segments too.
 
     Attributes:
         float_features: the frame features that the files hold as floats.
@@ -119,6 +122,7 @@ class Reader:
         num_readers: int = 8,
         frame_seed: int | None = None,
         soft_labels: SoftLabels | None = None,
+        video_embeddings: VideoEmbeddings | None = None,
         augmentation: FrameAugmentation | None = None,
     ):
         if on_bad_record not in ("fail", "skip"):
@@ -129,6 +133,7 @@ class Reader:
         self.files, self.config, self.batch_size = list(files), config, batch_size
         self.bad_records: list[BadRecord] = []
         self.soft_labels = soft_labels
+        self._joined = [part for part in (soft_labels, video_embeddings) if part]
         self._frame_seed = seed if frame_seed is None else frame_seed
         self._augmentation = augmentation
         self._num_epochs = num_epochs
@@ -226,7 +231,7 @@ class Reader:
 
         Raises:
             DataError: a bad record was found, and `on_bad_record` is `"fail"`; or a
-                video for which the teacher has no soft labels.
+                video for which there is nothing to be joined.
             Exception: `error`, if nothing is found that explains it.
         """
         before = len(self.bad_records)
@@ -237,9 +242,9 @@ class Reader:
         groups = list(self._order.between(first, end, self._counts))
         for _, records in groups:
             self._examine(records)
-        if len(self.bad_records) == before and self.soft_labels:
+        if len(self.bad_records) == before and self._joined:
             for _, records in groups:
-                self._refuse_missing_soft_labels(records)
+                self._refuse_missing(records)
         if len(self.bad_records) == before:
             for group, _ in groups:
                 self._examine(self._order.sequence(group, self._counts))
@@ -344,8 +349,8 @@ class Reader:
             static_frames=self._static_frames,
             augmentation=self._augmentation,
         )
-        if self.soft_labels:
-            batch = self.soft_labels.join(batch, host)
+        for part in self._joined:
+            batch = part.join(batch, host)
         return batch, host
 
     def _runs(self, left_out: dict[int, set[int]]) -> tf.RaggedTensor:
@@ -383,16 +388,15 @@ class Reader:
                     if fault:
                         self._report(file, number, video_id, fault)
 
-    def _refuse_missing_soft_labels(self, examples: np.ndarray):
-        """Raises `DataError` if the teacher lacks one of the videos of `examples`."""
+    def _refuse_missing(self, examples: np.ndarray):
+        """Raises `DataError` if one of the videos of `examples` cannot be joined."""
         for file, number, record in self._read(examples):
             video_id = read_id(record)
-            if self.soft_labels.is_missing(video_id):
-                raise DataError(
-                    f"{self.files[file]}, record {number} (id {video_id}): "
-                    f"--teacher={self.soft_labels.path} has no soft labels for it. "
-                    "--on_missing_soft_labels=hard_labels takes its own labels instead."
-                )
+            for part in self._joined:
+                if fault := part.fault(video_id):
+                    raise DataError(
+                        f"{self.files[file]}, record {number} (id {video_id}): {fault}."
+                    )
 
     def _read(self, examples: np.ndarray) -> Iterator[tuple[int, int, bytes]]:
         """File, number and data of the records of `examples` that can be read, each

@@ -259,7 +259,11 @@ def gather_windows(
     inputs = {"num_frames": tf.minimum(lengths, count)}
     places = starts[:, None] + even_frames(lengths, count)
     for name, frames in videos.items():
-        if name != "num_frames":
+        if name == "num_frames":
+            continue
+        if frames.shape.rank == 2:  # of the whole video
+            inputs[name] = tf.gather(frames, rows)
+        else:
             first = rows * tf.shape(frames)[1]
             flat = tf.reshape(frames, [-1, frames.shape[-1]])
             inputs[name] = tf.gather(flat, first[:, None] + places)

@@ -1936,7 +1936,7 @@ class LstmMoeModel(PoolingModel):
 # A segment within its video
 
 
-@register(level="frame", paper="Huang 2019, Stanford CS230, 4.2.1")
+@register(level="frame", paper="Huang, YouTube-8M Video Understanding, 4.2.1")
 class ContextAwareModel(PoolingModel):
     """A segment beside an embedding of the whole video, which is given.
 

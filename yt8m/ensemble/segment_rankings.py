@@ -30,7 +30,7 @@ def average_rankings(
         UserError: the files rank other classes or segments.
         DataError: a file is damaged or no ranking.
 
-    Source: Huang 2019, "YouTube-8M Video Understanding", Stanford, section 4.2 (the
+    Source: Huang, "YouTube-8M Video Understanding", Stanford, section 4.2 (the
     mean of a model that ignores the video and one that knows it).
     """
     files = [RankingFile(path) for path in paths]

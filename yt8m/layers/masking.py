@@ -39,5 +39,5 @@ def last_frame(x: Any, mask: Any) -> Any:
         [B, D]; zeros where no frame is valid.
     """
     last = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True) - 1
-    chosen = ops.arange(ops.shape(x)[1], dtype="int32")[None, :] == last
+    chosen = ops.equal(ops.arange(ops.shape(x)[1], dtype="int32")[None, :], last)
     return ops.sum(ops.where(chosen[..., None], x, 0.0), axis=1)

@@ -185,7 +185,9 @@ def test_embeddings_are_kept_and_found_by_id(video, shards, tmp_path):
         writer.write([b"a", b"b", b"b"], np.zeros((3, 2), np.float32))
     with EmbeddingsWriter(str(tmp_path / "y.embeddings"), 2) as writer:
         writer.write([b"a"], np.full((1, 2), 7e4, np.float32))
-    with pytest.raises(UserError, match="of 2 numbers, .* of 16: give those of one run"):
+    with pytest.raises(
+        UserError, match="of 2 numbers, .* of 16: give those of one run"
+    ):
         VideoEmbeddings(f"{video}/train.embeddings,{tmp_path}/y.embeddings")
     assert Embeddings(f"{tmp_path}/y.embeddings").vectors([0]).tolist() == [[7e4, 7e4]]
 

@@ -213,6 +213,9 @@ class TrainingConfig:
     clip_global_norm: float = 0.0  # of all gradients together; 0: off
     precision: str = "float32"
     gradient_accumulation_steps: int = 1
+    mined_negatives: int = 0  # of a segment, of classes that nobody rated
+    mined_negative_weight: float = 0.5  # a rating has 1
+    only_classes: str = ""  # a file of classes; other videos are left out
     video_embeddings: str = ""  # folders of what whole videos are embedded as
     mixup: float = 0.0  # alpha of the Beta distribution of the shares; 0: off
     crop: str = ""  # share of a video's frames, or the least and the greatest
@@ -256,6 +259,8 @@ class TrainingConfig:
             ("keep_checkpoints", 1),
             ("eval_steps", 0),
             ("early_stopping", 0),
+            ("mined_negatives", 0),
+            ("mined_negative_weight", 0),
             ("log_steps", 1),
             ("gradient_accumulation_steps", 1),
             ("steps_per_loop", 0),
@@ -343,6 +348,11 @@ class RunConfig:
                         f"--{name} draws among frames, which {self.model.name}, a "
                         "video-level model, does not see; leave it out."
                     )
+        if self.training.mined_negatives and not self.data.segments:
+            raise UserError(
+                f"--mined_negatives={self.training.mined_negatives} are of segments, "
+                "which are rated for few classes: give --segment_labels."
+            )
         if self.training.modality_dropout and len(self.data.features) < 2:
             raise UserError(
                 "--modality_dropout drops one of several features; "

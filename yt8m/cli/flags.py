@@ -541,8 +541,8 @@ def distillation(flags: FlagValues) -> None:
 
 
 def fine_tuning(flags: FlagValues) -> None:
-    """Flags of a run that begins with another's weights; each is a field of
-    `TrainingConfig`."""
+    """Flags of runs that go on from another's weights, as those on segments do; each
+    is a field of `TrainingConfig`."""
     string = absl_flags.DEFINE_string
     string(
         "init_from",
@@ -575,6 +575,28 @@ def fine_tuning(flags: FlagValues) -> None:
         TrainingConfig.learning_rate_multipliers,
         "Factors of the learning rate, as pattern=factor,pattern=factor: "
         "segment_encoder=0.5.",
+        flag_values=flags,
+    )
+    string(
+        "only_classes",
+        TrainingConfig.only_classes,
+        "Trains on the videos alone that have one of the classes in this file (header "
+        "Index, a class a line, as segment_label_ids.csv).",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_integer(
+        "mined_negatives",
+        TrainingConfig.mined_negatives,
+        "Classes that nobody rated of a segment, and its video does not have, that "
+        "count as negatives: those that the model is surest of.",
+        0,
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_float(
+        "mined_negative_weight",
+        TrainingConfig.mined_negative_weight,
+        "Weight of each of these; a rating has 1.",
+        0.0,
         flag_values=flags,
     )
 

@@ -115,6 +115,8 @@ def run(flags: shared.FlagValues) -> int:
         static_frames=static or training.jit_compile,
         soft_labels=soft_labels,
         augmentation=training.frame_augmentation(),
+        video_labels=bool(training.mined_negatives),
+        only_classes=_only_classes(training.only_classes, data.num_classes),
     )
     eval_reader = None
     if training.eval_data_pattern:
@@ -150,6 +152,21 @@ def run(flags: shared.FlagValues) -> int:
     shared.report_left_out(train_reader, eval_reader)
     log.info("Trained to step %d. Run directory: %s", result.step, directory)
     return 128 + result.stopped_by if result.stopped_by else 0
+
+
+def _only_classes(path: str, num_classes: int) -> list[int] | None:
+    """The classes of --only_classes. Raises `UserError` for one that is not known."""
+    from yt8m.data.segments import load_class_ids
+
+    if not path:
+        return None
+    classes = load_class_ids(path).tolist()
+    if max(classes) >= num_classes:
+        raise UserError(
+            f"--only_classes={path}: class {max(classes)} is not one of "
+            f"--num_classes={num_classes}."
+        )
+    return classes
 
 
 def _strategy(flags: shared.FlagValues):

@@ -12,13 +12,14 @@ that the processes agree, though only one of them may know of it.
 
 An example is a record, or, with `DataConfig.segments`, one of its rated segments: each
 record is then cut as it is read, so that the shuffle holds segments. A record has as
-many places in the order as it has examples; one that cannot be cut has one.
+many places in the order as it has examples; one that cannot be cut has one, and one of
+a video that is not wanted (`only_classes`) none.
 """
 
 import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +29,12 @@ import tensorflow as tf
 from yt8m import schema
 from yt8m.config import DataConfig, FrameAugmentation, Part
 from yt8m.data import order
+from yt8m.data.examples import Examples
 from yt8m.data.faults import find_fault
 from yt8m.data.files import check_files, list_files, sniff_first
 from yt8m.data.index import (
     RecordIndex,
     Shard,
-    cut_or_whole,
     read_record,
     records_from,
     scan,
@@ -94,6 +95,9 @@ class Reader:
             number of the batch.
         augmentation: what is done to the frames of training, drawn with the seed of
             random frames; None for evaluation.
+        only_classes: videos that have none of these labels are left out, and not
+            counted; None takes all.
+        video_labels: whether segments come with the labels of their videos.
         num_readers: files read at the same time, where that pays: for records that
             come over the network, and on half of the cores for local frames.
         soft_labels: what a teacher's predictions say of the videos, to be joined to
@@ -124,6 +128,8 @@ class Reader:
         soft_labels: SoftLabels | None = None,
         video_embeddings: VideoEmbeddings | None = None,
         augmentation: FrameAugmentation | None = None,
+        only_classes: Collection[int] | None = None,
+        video_labels: bool = False,
     ):
         if on_bad_record not in ("fail", "skip"):
             raise ValueError(
@@ -136,6 +142,7 @@ class Reader:
         self._joined = [part for part in (soft_labels, video_embeddings) if part]
         self._frame_seed = seed if frame_seed is None else frame_seed
         self._augmentation = augmentation
+        self._video_labels = video_labels
         self._num_epochs = num_epochs
         self._skip = on_bad_record == "skip"
         self._index = index or RecordIndex()
@@ -155,7 +162,10 @@ class Reader:
         # Of the files in which examples are left out: where all records start.
         self._shards: dict[int, Shard] = {}
         self._left_out: dict[int, set[int]] = {}
-        self._segments: list[np.ndarray] = []  # of each file: examples of each record
+        self._kinds = Examples.wanted(
+            config.segments, config.segment_context_frames, only_classes
+        )
+        self._per_record: list[np.ndarray] = []  # of each file: each record's examples
 
     @property
     def num_examples(self) -> int:
@@ -309,9 +319,7 @@ class Reader:
             _read_file,
             tf.constant(self.files),
             self._buffer_bytes,
-            context_frames=(
-                self.config.segment_context_frames if self.config.segments else None
-            ),
+            kinds=self._kinds,
         )
         if left_out:
             read = functools.partial(read, runs=self._runs(left_out))
@@ -348,6 +356,7 @@ class Reader:
             rows=(rows, self.batch_size),
             static_frames=self._static_frames,
             augmentation=self._augmentation,
+            video_labels=self._video_labels,
         )
         for part in self._joined:
             batch = part.join(batch, host)
@@ -375,11 +384,7 @@ class Reader:
                 serialized = [
                     example
                     for _, _, record in readable
-                    for example in (
-                        cut_or_whole(record, self.config.segment_context_frames)
-                        if self.config.segments
-                        else [record]
-                    )
+                    for example in (self._kinds.of(record) if self._kinds else [record])
                 ]
                 parse_batch(tf.constant(serialized, tf.string), self.config, **options)
             except tf.errors.InvalidArgumentError:
@@ -419,23 +424,23 @@ class Reader:
 
     def _examples(self, file: int) -> np.ndarray:
         """The number of examples of each record."""
-        if self.config.segments:
-            return self._segments[file]
+        if self._kinds:
+            return self._per_record[file]
         return np.ones(self._shard(file).count, np.int64)
 
     def _record_of(self, file: int, example: int) -> int:
         """The record of the file's example number `example`."""
-        if not self.config.segments:
+        if not self._kinds:
             return example
-        ends = np.cumsum(self._segments[file])
+        ends = np.cumsum(self._per_record[file])
         return int(np.searchsorted(ends, example, side="right"))
 
     def _report(self, file: int, record: int, video_id: str, fault: str):
         """Leaves a record out, or raises, as `on_bad_record` says."""
         left_out = self._left_out.setdefault(file, set())
         first, count = record, 1
-        if self.config.segments:
-            examples = self._segments[file]
+        if self._kinds:
+            examples = self._per_record[file]
             first = int(examples[:record].sum())
             count = int(examples[record]) if record < len(examples) else 1
         if first in left_out:
@@ -450,15 +455,21 @@ class Reader:
     @functools.cached_property
     def _counts(self) -> np.ndarray:
         """The number of examples of each file."""
-        if self.config.segments:
-            self._segments = self._index.segment_counts(self.files)
-            counts = np.asarray([c.sum() for c in self._segments], np.int64)
+        if self._kinds:
+            self._per_record = self._index.example_counts(self.files, self._kinds)
+            counts = np.asarray([c.sum() for c in self._per_record], np.int64)
         else:
             counts = np.asarray(self._index.counts(self.files), np.int64)
         for file, path in enumerate(self.files):
             if path in self._index.damaged:
                 for number, fault in self._index.damaged[path].faults.items():
                     self._report(file, number, "", fault)
+        if not counts.sum() and self._kinds and self._kinds.only_classes is not None:
+            raise DataError(
+                f"{self.files[0]} and all other files hold no video of the classes of "
+                "--only_classes"
+                + (" with rated segments." if self.config.segments else ".")
+            )
         if not counts.sum():
             raise DataError(
                 f"{self.files[0]} and all other files hold no rated segment (they have "
@@ -474,18 +485,18 @@ def _read_file(
     buffer_bytes: int,
     file: tf.Tensor,
     runs: tf.RaggedTensor | None = None,
-    context_frames: int | None = None,
+    kinds: Examples | None = None,
 ) -> tf.data.Dataset:
     """The examples of a file, with `_LEFT_OUT` in place of those outside `runs`.
 
-    They are segments, with `context_frames` around them, unless that is None.
+    They are what `kinds` makes of the records, or the records.
     """
     path = files[file]
 
     def examples(records):
-        if context_frames is None:
+        if kinds is None:
             return records
-        return records.flat_map(functools.partial(_cut_record, context_frames))
+        return records.flat_map(functools.partial(_cut_record, kinds))
 
     if runs is None:
         return examples(records_from(path, 0, buffer_bytes))
@@ -498,11 +509,11 @@ def _read_file(
     return tf.data.Dataset.from_tensor_slices(runs[file]).flat_map(read_run)
 
 
-def _cut_record(context_frames: int, record: tf.Tensor) -> tf.data.Dataset:
-    """The rated segments of a record."""
+def _cut_record(kinds: Examples, record: tf.Tensor) -> tf.data.Dataset:
+    """The examples of a record."""
 
     def cut(serialized: bytes) -> np.ndarray:
-        return np.array(cut_or_whole(serialized, context_frames), object)
+        return np.array(kinds.of(serialized), object)
 
     found = tf.numpy_function(cut, [record], tf.string)
     return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(found, [None]))

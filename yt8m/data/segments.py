@@ -54,8 +54,9 @@ class RatedSegment:
 def cut(serialized: bytes, context_frames: int = 0) -> list[bytes]:
     """The rated segments of a frame-level record, each as a record of its own.
 
-    Each is a SequenceExample with the id, `segment_start`, its lists of labels and
-    scores without repeated classes, and its frames of every feature;
+    Each is a SequenceExample with the id and the labels of the video, `segment_start`,
+    its lists of labels and scores without repeated classes, and its frames of every
+    feature;
     `yt8m.data.records.parse_frame_batch` reads it. A record without ratings gives
     none.
 
@@ -77,7 +78,7 @@ def cut(serialized: bytes, context_frames: int = 0) -> list[bytes]:
     for start, cells in _cells_of(message).items():
         segment = tf.train.SequenceExample()
         feature = segment.context.feature
-        for key in schema.ID_KEYS:
+        for key in (*schema.ID_KEYS, schema.LABELS_KEY):
             if key in context:
                 feature[key].CopyFrom(context[key])
         feature[CUT_START_KEY].int64_list.value.append(start)

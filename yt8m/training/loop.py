@@ -35,6 +35,7 @@ from yt8m.progress import Progress
 from yt8m.training import distillation, fine_tuning
 from yt8m.training.augmentation import augment, is_augmented
 from yt8m.training.early_stopping import EarlyStopping
+from yt8m.training.mined_negatives import with_mined_negatives
 from yt8m.training.mixup import mix
 from yt8m.training.optimizers import ExamplesSchedule, create_optimizer
 
@@ -698,6 +699,13 @@ class StepFunctions:
             gather = functools.partial(context.all_gather, axis=0)
         with tf.GradientTape() as tape, drawing:
             outputs = forward(self.model, batch, training=True)
+            if settings.mined_negatives:
+                batch = with_mined_negatives(
+                    batch,
+                    outputs["logits"],
+                    settings.mined_negatives,
+                    settings.mined_negative_weight,
+                )
             loss = distillation.objective(self.loss, batch, outputs, settings, gather)
             loss = tf.reduce_sum(loss) / size
             # Every part of every replica adds the same penalties: each takes its share.

@@ -1,7 +1,6 @@
 """What a model's classifier sees of each video: records, or a folder to join by id."""
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -76,25 +75,25 @@ def write_embeddings(
                 )
             yield *kept, *outputs
 
-    computed = results()
-    first = list(itertools.islice(computed, 1))  # tells the size
-    size = int(first[0][-1].shape[-1]) if first else 0
     if output_file.endswith(ENDING):
-        file = _folder(output_file, size, written_by)
+        file = _folder(output_file, written_by)
     else:
         file = _records(output_file, sniff_first(reader.files)[1].has_labels)
+    size = 0
     with (
         file as write_batch,
         progress or Progress(total=reader.num_examples) as progress,
     ):
 
         def write(*result: tf.Tensor) -> int:
+            nonlocal size
             ids, labels, embeddings = (values.numpy() for values in result)
             _refuse_not_finite(ids, embeddings)
+            size = embeddings.shape[1]
             write_batch(ids, labels, embeddings)
             return len(ids)
 
-        overlap(itertools.chain(first, computed), write, progress)
+        overlap(results(), write, progress)
         return progress.done, size
 
 
@@ -121,12 +120,21 @@ def _records(path: str, has_labels: bool) -> Iterator[Write]:
 
 
 @contextlib.contextmanager
-def _folder(path: str, size: int, written_by: str) -> Iterator[Write]:
-    """Writes ids and embeddings as a folder."""
-    if not size:
-        raise UserError(f"No video is left of which {path} could hold an embedding.")
-    with EmbeddingsWriter(path, size, written_by) as writer:
-        yield lambda ids, labels, embeddings: writer.write(ids, embeddings)
+def _folder(path: str, written_by: str) -> Iterator[Write]:
+    """Writes ids and embeddings as a folder; the first ones tell their size."""
+    writer = None
+    with contextlib.ExitStack() as files:
+
+        def write(ids, labels, embeddings):
+            nonlocal writer
+            if writer is None:
+                size = embeddings.shape[1]
+                writer = files.enter_context(EmbeddingsWriter(path, size, written_by))
+            writer.write(ids, embeddings)
+
+        yield write
+        if writer is None:
+            raise UserError(f"No video is left of which {path} could hold something.")
 
 
 def _refuse_not_finite(ids: Sequence[bytes], embeddings: np.ndarray) -> None:

@@ -27,8 +27,8 @@ from yt8m.layers.fisher_vector import NetFV
 from yt8m.layers.frame_combinations import LinearCombinations, SurestFrames
 from yt8m.layers.frame_scores import classify_frames
 from yt8m.layers.gating import ContextGating, SqueezeExcitation
-from yt8m.layers.masking import masked_mean
-from yt8m.layers.mixture import Branch, LogitMixture
+from yt8m.layers.masking import last_frame, masked_mean
+from yt8m.layers.mixture import Branch, Encoder, LogitMixture
 from yt8m.layers.netvlad import NetRVLAD, NetVLAD
 from yt8m.layers.nextvlad import NeXtVLAD
 from yt8m.layers.normalization import BatchNormalization
@@ -50,6 +50,8 @@ from yt8m.model import FrameLevelModel, PoolingModel
 from yt8m.registry import arguments, register
 
 log = logging.getLogger("yt8m")
+
+_VIDEO_EMBEDDING = "video_embedding"  # as `yt8m.data.video_embeddings` names it
 
 
 @register(level="frame", paper="Abu-El-Haija et al. 2016, arXiv:1609.08675, 4.1.1")
@@ -137,7 +139,9 @@ class LstmModel(PoolingModel):
     """A stack of LSTMs; the top one's state at the last frame is classified.
 
     [B, T, D] -> LSTMs of H cells -> h at the last valid frame [B, H] -> head ->
-    logits [B, C]. The starter code recommends a learning rate of 0.001.
+    logits [B, C]. The starter code recommends a learning rate of 0.001. Beside the
+    outputs of every model it gives `layer_outputs` [B, layers * H], the h of all layers
+    at the last valid frame, bottom first: features for other datasets (section 5.3).
 
     Args:
         cells: H, of each layer.
@@ -162,9 +166,21 @@ class LstmModel(PoolingModel):
         ]
 
     def pool(self, frames, mask, training=False):
-        for lstm in self.stack:
+        return self._last_outputs(frames, mask)[-1]
+
+    def classify(self, frames, mask, training=False):
+        each = self._last_outputs(frames, mask)
+        outputs = self.classifier(each[-1], training=training)
+        layers = ops.concatenate(each, axis=-1)
+        return {**outputs, "embedding": each[-1], "layer_outputs": layers}
+
+    def _last_outputs(self, frames, mask):
+        """h [B, H] of each layer at the last valid frame; 0 where there is none."""
+        each = []
+        for lstm in self.stack[:-1]:
             frames = lstm(frames, mask)
-        return frames
+            each.append(last_frame(frames, mask))
+        return [*each, self.stack[-1](frames, mask)]
 
     def get_config(self):
         return {**super().get_config(), "layers": self.num_layers}
@@ -1915,3 +1931,97 @@ class LstmMoeModel(PoolingModel):
         weights = ops.where(mask, places[None, :] / self.max_frames, 0.0)
         weights = ops.cast(weights[:, None, :], states.dtype)
         return ops.matmul(weights, states)[:, 0]
+
+
+# A segment within its video
+
+
+@register(level="frame", paper="Huang, YouTube-8M Video Understanding, 4.2.1")
+class ContextAwareModel(PoolingModel):
+    """A segment beside an embedding of the whole video, which is given.
+
+    [B, T, D] of a segment -> encoder, another model without its classifier -> beside
+    the video's embedding [B, E] -> dense H, ReLU -> head -> logits [B, C]. The encoder
+    begins with the weights of a run of its kind by --init_from, and learns at half the
+    rate by --learning_rate_multipliers=segment_encoder=0.5.
+
+    Args:
+        encoder: name of the registered model that embeds the segment, a `PoolingModel`.
+        encoder_args: its arguments, by name.
+        hidden_size: H.
+        video_embedding_size: E; 0 leaves the video out. Commands take it from their
+            --video_embeddings.
+        Others as `PoolingModel`.
+
+    Call arguments:
+        inputs: as `FrameLevelModel`, and `video_embedding` float32 [B, E], unless E is
+            0. No gradient goes into it: the video's encoder is frozen.
+
+    Raises:
+        UserError: `encoder` is unknown, refuses its arguments or is no such model.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "NetVLADModel",
+        encoder_args: dict[str, Any] | None = None,
+        hidden_size: int = 2048,
+        video_embedding_size: int = 0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if not issubclass(registry.get(encoder).cls, PoolingModel):
+            raise UserError(
+                f"encoder={encoder} is no model that pools frames and classifies the "
+                "result; NetVLADModel and NeXtVLADModel are."
+            )
+        dynamics = {"dynamics": self.dynamics} if self.dynamics else {}
+        self.encoder = encoder
+        self._encoder_args = tuple((encoder_args or {}).items())
+        self.hidden_size = hidden_size
+        self.video_embedding_size = video_embedding_size
+        self.segment_encoder = Encoder(
+            registry.create(
+                encoder,
+                num_classes=self.num_classes,
+                features=self.features,
+                dtype=self.dtype_policy,
+                **dynamics,
+                **self.encoder_args,
+            ),
+            name="segment_encoder",
+        )
+        self.joint = keras.layers.Dense(
+            hidden_size, activation="relu", dtype=self.dtype_policy, name="joint"
+        )
+
+    @property
+    def encoder_args(self) -> dict[str, Any]:
+        return dict(self._encoder_args)
+
+    @property
+    def input_names(self):
+        video = [_VIDEO_EMBEDDING] if self.video_embedding_size else []
+        return [*super().input_names, *video]
+
+    def example_inputs(self, batch=2, frames=2):
+        inputs = super().example_inputs(batch, frames)
+        if self.video_embedding_size:
+            inputs[_VIDEO_EMBEDDING] = ops.zeros((batch, self.video_embedding_size))
+        return inputs
+
+    def preprocess(self, inputs):
+        return self.segment_encoder.model.preprocess(inputs)
+
+    def pool(self, frames, mask, training=False, video=None):
+        parts = [self.segment_encoder(frames, mask, training=training)]
+        if self.video_embedding_size:
+            parts.append(ops.cast(video, self.compute_dtype))
+        return self.joint(ops.concatenate(parts, axis=-1))
+
+    def call(self, inputs, training=False):
+        frames, mask = self.preprocess(inputs)
+        video = inputs.get(_VIDEO_EMBEDDING)
+        embedding = self.pool(frames, mask, training=training, video=video)
+        outputs = self.classifier(embedding, training=training)
+        return {**outputs, "embedding": embedding}

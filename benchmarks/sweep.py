@@ -33,7 +33,13 @@ from yt8m.cli import main, models, recipes, train
 from yt8m.config import DataConfig
 from yt8m.cost import Cost, model_cost
 from yt8m.data.predictions import ENDING, PredictionsWriter
-from yt8m.data.records import encode_frame_record, encode_video_record, write_records
+from yt8m.data.records import (
+    SegmentRatings,
+    encode_frame_record,
+    encode_video_record,
+    write_records,
+)
+from yt8m.data.video_embeddings import EmbeddingsWriter
 from yt8m.errors import UserError
 from yt8m.layers.classifiers import HEADS
 from yt8m.layers.poolings import POOLINGS
@@ -66,6 +72,7 @@ class Settings:
         loss_args: of its loss.
         data: what its model reads.
         teacher: what teaches its model, or nothing.
+        video_embeddings: what it reads of whole videos, or nothing.
     """
 
     recipe: recipes.Recipe
@@ -73,11 +80,14 @@ class Settings:
     loss_args: dict[str, Any]
     data: DataConfig
     teacher: str = ""
+    video_embeddings: str = ""
 
     def cost(self) -> Cost:
         """At full size, of the frames that evaluation takes."""
         shape = {"features": self.data.features, "num_classes": self.data.num_classes}
         frames = self.data.frames.evaluated().count or self.data.max_frames
+        if self.data.segments:
+            frames = self.data.segment_frames
         return model_cost(self.recipe.model, {**self.args, **shape}, frames)
 
 
@@ -96,6 +106,7 @@ def read_settings(name: str) -> Settings:
         training.label_loss_args,
         shared.data_config(flags, runs.default_data_config(recipe.model)),
         training.teacher,
+        training.video_embeddings,
     )
 
 
@@ -149,7 +160,7 @@ class Material:
 
     def shard(self, data: DataConfig, labelled: bool) -> pathlib.Path:
         """A file of videos with these features."""
-        key = (data.level, *data.features.items(), labelled)
+        key = (data.level, data.segments, *data.features.items(), labelled)
         if key not in self._shards:
             path = self.folder / f"{len(self._shards)}.tfrecord"
             write_records(path, self._records(data, labelled))
@@ -171,7 +182,13 @@ class Material:
                     n: rng.integers(0, 256, (frames, s), np.uint8)
                     for n, s in data.features.items()
                 }
-                yield encode_frame_record(f"v{i:03d}", features, labels)
+                ratings = None
+                if data.segments and labelled:
+                    ratings = SegmentRatings(labels, [0] * len(labels), [], [])
+                    ratings.scores.extend(float(j % 2 == 0) for j in labels)
+                yield encode_frame_record(
+                    f"v{i:03d}", features, labels, segments=ratings
+                )
 
     def with_files(self, args: dict[str, Any], data: DataConfig) -> dict[str, Any]:
         """The arguments with files of our own, for those that `FILES` knows."""
@@ -241,6 +258,15 @@ def _teacher(material: Material, data: DataConfig, path: pathlib.Path):
     return path
 
 
+def _video_embeddings(material: Material, data: DataConfig, path: pathlib.Path):
+    path = path.with_suffix(".embeddings")
+    rng = np.random.default_rng(0)
+    with EmbeddingsWriter(str(path), LARGEST) as writer:
+        ids = [b"v%03d" % i for i in range(VIDEOS)]
+        writer.write(ids, rng.random((VIDEOS, LARGEST), np.float32))
+    return path
+
+
 # Arguments of models and losses that name a file, and how it is made; so is a teacher.
 FILES: dict[str, Callable[[Material, DataConfig, pathlib.Path], pathlib.Path]] = {
     "class_counts": _class_counts,
@@ -248,6 +274,7 @@ FILES: dict[str, Callable[[Material, DataConfig, pathlib.Path], pathlib.Path]] =
     "normalization": _normalization,
     "pca_eigenvalues": _eigenvalues,
     "teacher": _teacher,
+    "video_embeddings": _video_embeddings,
 }
 
 
@@ -280,7 +307,7 @@ def command(name: str, *flags: str) -> None:
 
 # Flags of a recipe that are given in another form.
 _REPLACED = {"model_args", "label_loss_args", "class_counts", *shared.SPELLINGS}
-_REPLACED |= {"global_batch_size", "teacher"}
+_REPLACED |= {"global_batch_size", "teacher", "video_embeddings"}
 
 
 def _flag(text: str) -> str:
@@ -301,7 +328,11 @@ def sweep(name: str, material: Material) -> None:
     data = dataclasses.replace(settings.data, features=sizes)
     args = material.with_files(small_args(settings.recipe.model, settings.args), data)
     loss_args = material.with_files(settings.loss_args, data)
-    wanted = {"teacher": settings.teacher} if settings.teacher else {}
+    wanted = {
+        name: getattr(settings, name)
+        for name in ("teacher", "video_embeddings")
+        if getattr(settings, name)
+    }
     files = material.with_files(wanted, data)
     labelled, test = (material.shard(data, labelled) for labelled in (True, False))
     with tempfile.TemporaryDirectory(dir=material.folder) as folder:

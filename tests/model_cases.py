@@ -518,6 +518,19 @@ for _name, _options in OPTIONS.items():
     OPTIONS[_name] = _options | {"dynamics": "minus_mean"}
 
 
+# A segment within its video
+
+_ENCODER_ARGS = {"clusters": 4, "hidden_size": 8}
+SMALL["ContextAwareModel"] = {"encoder_args": _ENCODER_ARGS, "hidden_size": 16}
+OPTIONS["ContextAwareModel"] = {
+    "encoder": "NetRVLADModel",
+    "encoder_args": {**_ENCODER_ARGS, "clusters": 6},
+    "hidden_size": 5,
+    "video_embedding_size": 3,
+    **POOLING_OPTIONS,
+    "dynamics": "minus_mean",
+}
+
 # Video level
 
 _VIDEO_OPTIONS = {

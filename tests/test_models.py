@@ -400,7 +400,8 @@ def test_an_option_changes_the_result(name, option):
 
     def result(**args):
         model = make_model(name, **args)
-        outputs = model(make_batch(name), training=True)
+        batch = model.example_inputs(len(LENGTHS)) | make_batch(name)
+        outputs = model(batch, training=True)
         return outputs, float(sum(model.losses))
 
     outputs, penalty = result(**given)

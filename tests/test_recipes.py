@@ -39,6 +39,7 @@ early_concat_lstm
 time_distributed_dense_max transformer_encoder clusters_10000 bottleneck_4
 
 netvlad_gated_moe spatio_temporal_cnn bilstm_two_stream
+segment_context_ignored segment_context_aware
 
 starter_logistic starter_moe starter_frame_logistic starter_dbof starter_lstm
 willow_netvlad willow_netrvlad willow_netfv willow_soft_dbow willow_gru willow_lstm

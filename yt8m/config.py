@@ -26,7 +26,7 @@ CHANGEABLE = {
     *("warmup_examples", "save_checkpoint_minutes", "save_checkpoint_steps"),
     *("keep_checkpoints", "eval_steps", "log_steps", "steps_per_loop"),
     *("jit_compile", "gradient_accumulation_steps"),
-    *("teacher", "on_missing_soft_labels"),
+    *("teacher", "on_missing_soft_labels", "early_stopping", "video_embeddings"),
 }
 ON_MISSING_SOFT_LABELS = ("fail", "hard_labels")
 LR_SCHEDULES = ("exponential", "constant", "cosine", "slanted_triangular")
@@ -130,6 +130,8 @@ class DataConfig:
         float_features: the frame features that hold floats; the others hold bytes.
         segments: whether an example is a rated segment of 5 frames, not a video;
             frame level only.
+        segment_context_frames: frames before and after a segment that are read with
+            it, fewer where the video begins or ends.
     """
 
     level: str
@@ -139,8 +141,14 @@ class DataConfig:
     frames: FrameSelection = FrameSelection()
     float_features: list[str] = field(default_factory=list)
     segments: bool = False
+    segment_context_frames: int = 0
 
     def __post_init__(self):
+        if self.segment_context_frames < 0:
+            raise UserError(
+                "--segment_context_frames must be at least 0, not "
+                f"{self.segment_context_frames}."
+            )
         if self.level not in ("frame", "video"):
             raise UserError(f"`level` must be frame or video, not {self.level!r}.")
         if self.segments and self.level != "frame":
@@ -162,6 +170,11 @@ class DataConfig:
                 raise UserError(
                     f"--{name} must be positive, not {getattr(self, name)}."
                 )
+
+    @property
+    def segment_frames(self) -> int:
+        """The most frames of a segment."""
+        return schema.SEGMENT_FRAMES + 2 * self.segment_context_frames
 
 
 @dataclass(frozen=True)
@@ -200,6 +213,10 @@ class TrainingConfig:
     clip_global_norm: float = 0.0  # of all gradients together; 0: off
     precision: str = "float32"
     gradient_accumulation_steps: int = 1
+    mined_negatives: int = 0  # of a segment, of classes that nobody rated
+    mined_negative_weight: float = 0.5  # a rating has 1
+    only_classes: str = ""  # a file of classes; other videos are left out
+    video_embeddings: str = ""  # folders of what whole videos are embedded as
     mixup: float = 0.0  # alpha of the Beta distribution of the shares; 0: off
     crop: str = ""  # share of a video's frames, or the least and the greatest
     frame_bootstrap: float = 0.0  # share of the frames that are drawn again; 0: off
@@ -211,6 +228,11 @@ class TrainingConfig:
     distillation_weight: float = 0.5  # of the soft labels' loss; the rest is hard
     temperature: float = 1.0  # by which logits are divided in that loss
     on_missing_soft_labels: str = "fail"
+    init_from: str = ""  # a run, with whose weights this one begins
+    init_checkpoint: str = "latest"  # of it; the step, once training has begun
+    new_classifier: bool = False  # not that of init_from
+    freeze: str = ""  # patterns of weights that stay as they are
+    learning_rate_multipliers: str = ""  # pattern=factor,pattern=factor
     ema_decay: float = 0.0  # of the weights' moving averages; 0: none are kept
     sync_batch_norm: bool = False
     steps_per_loop: int = 0  # steps of a call; 0: about a second
@@ -219,6 +241,7 @@ class TrainingConfig:
     save_checkpoint_steps: int = 0
     keep_checkpoints: int = 3
     eval_steps: int = 0  # 0: at the end only
+    early_stopping: int = 0  # validations without a better one; 0: never
     log_steps: int = 10
 
     def __post_init__(self):
@@ -235,6 +258,9 @@ class TrainingConfig:
             ("save_checkpoint_steps", 0),
             ("keep_checkpoints", 1),
             ("eval_steps", 0),
+            ("early_stopping", 0),
+            ("mined_negatives", 0),
+            ("mined_negative_weight", 0),
             ("log_steps", 1),
             ("gradient_accumulation_steps", 1),
             ("steps_per_loop", 0),
@@ -262,6 +288,11 @@ class TrainingConfig:
                 f"--frame_bootstrap is a share in [0, 1], not {self.frame_bootstrap}."
             )
         self.crop_shares()  # refuses what is none
+        if self.early_stopping and not (self.eval_data_pattern and self.eval_steps):
+            raise UserError(
+                f"--early_stopping={self.early_stopping} counts validations: give "
+                "--eval_data_pattern and --eval_steps."
+            )
         if self.base_learning_rate <= 0:
             raise UserError(
                 f"--base_learning_rate must be positive, not {self.base_learning_rate}."
@@ -317,6 +348,11 @@ class RunConfig:
                         f"--{name} draws among frames, which {self.model.name}, a "
                         "video-level model, does not see; leave it out."
                     )
+        if self.training.mined_negatives and not self.data.segments:
+            raise UserError(
+                f"--mined_negatives={self.training.mined_negatives} are of segments, "
+                "which are rated for few classes: give --segment_labels."
+            )
         if self.training.modality_dropout and len(self.data.features) < 2:
             raise UserError(
                 "--modality_dropout drops one of several features; "
@@ -343,7 +379,8 @@ class RunConfig:
                 if old == now:
                     continue
                 # A teacher may have moved, but is neither added nor taken away.
-                moved = f.name != "teacher" or (old and now)
+                moves = f.name in ("teacher", "video_embeddings")
+                moved = not moves or (old and now)
                 if part == "training" and f.name in CHANGEABLE and moved:
                     changes.append(f"{f.name} was {old}, is now {now}")
                 else:

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from yt8m import registry
+from yt8m.data.video_embeddings import FEATURE as VIDEO_EMBEDDING
 from yt8m.layers.constants import weights_follow
 from yt8m.model import YT8MModel
 
@@ -103,6 +104,9 @@ def _signature(model: YT8MModel, frames: int) -> dict[str, tf.TensorSpec]:
         name: tf.TensorSpec([1, frames, size], tf.uint8)
         for name, size in model.features.items()
     }
+    if VIDEO_EMBEDDING in model.input_names:
+        size = model.video_embedding_size
+        signature[VIDEO_EMBEDDING] = tf.TensorSpec([1, size], tf.float32)
     return signature | {"num_frames": tf.TensorSpec([1], tf.int32)}
 
 

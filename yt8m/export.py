@@ -12,6 +12,9 @@ The SavedModel carries its input transform and has two signatures:
     serve_examples    `example_bytes` string [B], serialized records of the dataset
                       -> `video_id` [B], `class_indexes`, `predictions` [B, k]
 
+A model that reads an embedding of the whole video takes it as `video_embedding` float32
+[B, H] in the first; it has no second, as records do not hold it.
+
 `export_mediapipe` writes another SavedModel, for MediaPipe's YouTube-8M graphs, with
 `export_mediapipe.json` beside it. Its one signature, `serving_default`:
 
@@ -44,6 +47,7 @@ from yt8m.config import DataConfig
 from yt8m.data.files import describe
 from yt8m.data.frames import scene_breaks, select_frames
 from yt8m.data.records import parse_batch
+from yt8m.data.video_embeddings import FEATURE as VIDEO_EMBEDDING
 from yt8m.errors import UserError
 from yt8m.model import FrameLevelModel, YT8MModel, forward, top_classes
 from yt8m.runs import EXPORT_FILE, SEGMENT_CLASSES_FILE, Run
@@ -103,6 +107,11 @@ def export_mediapipe(run: Run, output_dir: str) -> None:
         raise UserError(
             f"{run.directory} holds {name}, a video-level model, but MediaPipe feeds "
             "frames; give the --train_dir of a frame-level model."
+        )
+    if VIDEO_EMBEDDING in run.model.input_names:
+        raise UserError(
+            f"{run.directory} holds {name}, which reads an embedding of the whole "
+            "video; MediaPipe feeds frames alone."
         )
     if list(data.features.items()) != list(schema.FRAME_FEATURES.items()):
         log.warning(
@@ -246,10 +255,11 @@ def serving_module(
         "serving_default": serve_tensors.get_concrete_function(
             **_input_specs(model, data)
         ),
-        "serve_examples": serve_examples.get_concrete_function(
-            tf.TensorSpec([None], tf.string, "example_bytes")
-        ),
     }
+    if VIDEO_EMBEDDING not in model.input_names:
+        signatures["serve_examples"] = serve_examples.get_concrete_function(
+            tf.TensorSpec([None], tf.string, "example_bytes")
+        )
     return _module(model), signatures
 
 
@@ -301,6 +311,9 @@ def _input_specs(model: YT8MModel, data: DataConfig) -> dict[str, tf.TensorSpec]
             specs[name] = tf.TensorSpec([None, data.features[name]], tf.float32, name)
         elif name == "num_frames":
             specs[name] = tf.TensorSpec([None], tf.int32, name)
+        elif name == VIDEO_EMBEDDING:
+            size = model.video_embedding_size
+            specs[name] = tf.TensorSpec([None, size], tf.float32, name)
         else:
             dtype = tf.float32 if name in data.float_features else tf.uint8
             specs[name] = tf.TensorSpec([None, None, data.features[name]], dtype, name)

@@ -237,6 +237,12 @@ class CheckpointInfo:
     ema: bool = False
 
 
+def validation_metric(segments: bool) -> str:
+    """The metric by which one validation is better than another: GAP, as the
+    challenges of videos were scored, or, of segments, mAP, which is their MAP@K."""
+    return "map" if segments else "gap"
+
+
 class Checkpoints:
     """The checkpoints of a run: saved, listed, restored, the old ones removed.
 
@@ -245,7 +251,7 @@ class Checkpoints:
 
     Args:
         directory: the run directory.
-        keep: how many of the latest to keep; the best by validation GAP is kept too.
+        keep: how many of the latest to keep; the best is kept too.
         writes: whether this process writes and removes them. Of several workers only
             the chief does; all of them call what it calls, and it is nothing to them.
     """
@@ -278,9 +284,14 @@ class Checkpoints:
         return found[-1] if found else None
 
     def best(self) -> CheckpointInfo | None:
-        """The one of highest validation GAP; the earliest of equals."""
+        """The one of the best `validation_metric`; the earliest of equals."""
+
+        def value(info):
+            segments = info.validation.get("unit") == "segments"
+            return info.validation[validation_metric(segments)], -info.step
+
         scored = [c for c in self.list() if c.validation]
-        return max(scored, key=lambda c: (c.validation["gap"], -c.step), default=None)
+        return max(scored, key=value, default=None)
 
     def find(self, which: str) -> CheckpointInfo:
         """The checkpoint called `latest`, `best`, or by a step number.
@@ -585,7 +596,7 @@ def load_run(directory: str, which: str = "latest") -> Run:
 
     Args:
         directory: the run directory (`--train_dir`).
-        which: `latest`, `best` (by validation GAP), or a step number.
+        which: `latest`, `best` (`Checkpoints.best`), or a step number.
 
     Raises:
         UserError: no run, no such checkpoint, or one that does not fit.

@@ -19,6 +19,12 @@ Weights are given, or learned on videos whose labels the models never saw, by th
         --learn_weights=greedy --labels='validate*.tfrecord' \\
         --held_out_sources=validate_a.predictions,validate_b.predictions
 
+Rankings of segments, which `inference.py --segment_labels --output_format=tfrecord`
+writes, are combined by the mean of the probabilities; what is written is the submission
+of 2019, or, if its name ends in .tfrecord, such a ranking again:
+
+    yt8m ensemble --sources=a.tfrecord,b.tfrecord --output_file=segments.csv
+
 export_model.py --train_dir=RUN1,RUN2 makes one SavedModel of several runs.
 """
 
@@ -38,7 +44,8 @@ def define(flags: shared.FlagValues) -> None:
     string(
         "sources",
         "",
-        "Submissions, or folders of predictions, separated by commas.",
+        "Submissions, or folders of predictions, separated by commas; or rankings of "
+        "segments.",
         flag_values=flags,
     )
     string(
@@ -109,6 +116,7 @@ def define(flags: shared.FlagValues) -> None:
     absl_flags.DEFINE_integer(
         "num_classes", schema.NUM_CLASSES, "Number of classes.", 1, flag_values=flags
     )
+    shared.segment_max_pred(flags)
 
 
 def run(flags: shared.FlagValues) -> int:
@@ -122,6 +130,8 @@ def run(flags: shared.FlagValues) -> int:
     paths = _paths(flags.sources)
     _refuse_contradictions(flags, paths)
     weights = shared.parse_weights(flags, len(paths))
+    if _are_rankings(flags, paths):
+        return _average_rankings(flags, paths, weights)
     sources = open_sources(paths, flags.num_classes)
     if flags.method == "lightgbm":
         blocks = _boosted(flags, sources)
@@ -143,6 +153,58 @@ def run(flags: shared.FlagValues) -> int:
 
 def _paths(text: str) -> list[str]:
     return [path for path in map(str.strip, text.split(",")) if path]
+
+
+def _are_rankings(flags: shared.FlagValues, paths: list[str]) -> bool:
+    """Whether the sources are rankings of segments.
+
+    Raises:
+        UserError: some are, or flags that make no sense for what they are.
+    """
+    import os
+
+    from yt8m.inference.segments import is_ranking, is_segment_submission
+
+    files = [path for path in paths if not os.path.isdir(path)]
+    rankings = [path for path in files if is_ranking(path)]
+    if not rankings:
+        for path in filter(is_segment_submission, files):
+            raise UserError(
+                f"{path} has no scores that could be averaged; combine what "
+                "`inference.py --output_format=tfrecord` writes."
+            )
+        if shared.given(flags, "segment_max_pred"):
+            raise UserError("--segment_max_pred is given, but no source has segments.")
+        return False
+    if len(rankings) < len(paths):
+        other = next(path for path in paths if path not in rankings)
+        raise UserError(
+            f"{rankings[0]} is a ranking of segments and {other} is none; combine "
+            "sources of one kind."
+        )
+    for name in ("method", "learn_weights", "top_k", "num_classes"):
+        if shared.given(flags, name) and flags[name].value not in ("mean", None):
+            raise UserError(
+                f"--{name}={flags[name].value} is of videos: rankings of segments are "
+                "combined by the mean of their probabilities; leave it out."
+            )
+    return True
+
+
+def _average_rankings(flags: shared.FlagValues, paths: list[str], weights: Any) -> int:
+    from yt8m.ensemble.segment_rankings import average_rankings
+
+    weights = weights or [1 / len(paths)] * len(paths)
+    ranking = average_rankings(paths, weights, flags.segment_max_pred)
+    if flags.output_file.endswith(".tfrecord"):
+        ranking.write(flags.output_file)
+    else:
+        ranking.write_csv(flags.output_file)
+    print(
+        f"{ranking.num_segments:,} segments from {len(paths)} sources: "
+        f"{flags.output_file}"
+    )
+    return 0
 
 
 def _refuse_contradictions(flags: shared.FlagValues, paths: list[str]) -> None:

@@ -24,6 +24,7 @@ def define(flags: shared.FlagValues) -> None:
     shared.top_k(flags, "Predictions of a video that enter GAP and mAP@k.")
     shared.model(flags)
     shared.eval_frames(flags)
+    shared.video_embeddings(flags)
     shared.vocabulary(
         flags,
         "A vocabulary.csv: names the classes in the report, and adds its verticals.",
@@ -75,9 +76,16 @@ def run(flags: shared.FlagValues) -> int:
     reader = shared.reader(
         flags,
         "eval_data_pattern",
-        dataclasses.replace(data, segments=flags.segment_labels),
+        dataclasses.replace(
+            data,
+            segments=flags.segment_labels,
+            segment_context_frames=flags.segment_context_frames,
+        ),
         wanted_by=config.model.name,
         batch_size=flags.batch_size,
+        video_embeddings=shared.open_video_embeddings(
+            flags, config.model.name, config.model.args
+        ),
         index=RecordIndex(f"{directory}/records.json"),
         static_frames=distribution.wants_static_shapes(strategy),
         **options,

@@ -67,6 +67,8 @@ SPELLINGS: dict[str, tuple[str, type, tuple[str, ...] | None]] = {
 
 _OF_TEACHER = ("teacher_checkpoint", "distillation_weight", "temperature")
 _OF_TEACHER += ("on_missing_soft_labels",)
+EMBEDDING_SIZE = "video_embedding_size"  # argument of a model that reads them
+_OF_INIT = ("init_checkpoint", "new_classifier")
 
 
 def train_dir(flags: FlagValues, help: str = "The run directory.") -> None:
@@ -77,7 +79,8 @@ def checkpoint(flags: FlagValues) -> None:
     absl_flags.DEFINE_string(
         "checkpoint",
         "latest",
-        "Which checkpoint: latest, best (by validation GAP), or a step number.",
+        "Which checkpoint: latest, best (by validation: GAP, or mAP of segments), or a "
+        "step number.",
         flag_values=flags,
     )
 
@@ -220,6 +223,48 @@ def eval_frames(flags: FlagValues) -> None:
     )
 
 
+def video_embeddings(flags: FlagValues) -> None:
+    absl_flags.DEFINE_string(
+        "video_embeddings",
+        TrainingConfig.video_embeddings,
+        "Folders of embeddings of the whole videos, separated by commas, for a model "
+        "that sees a segment in its video (written by `inference.py "
+        "--output=embeddings --output_file=NAME.embeddings`; default: the run's own).",
+        flag_values=flags,
+    )
+
+
+def open_video_embeddings(flags: FlagValues, model: str, args: dict[str, Any]):
+    """The `VideoEmbeddings` that a model reads beside its frames, or None.
+
+    Raises:
+        UserError: it reads none and they are given, or the other way round, or they
+            are of another size.
+    """
+    from yt8m import registry
+    from yt8m.data.video_embeddings import VideoEmbeddings
+
+    reads = EMBEDDING_SIZE in registry.arguments(registry.get(model).cls)
+    size = args.get(EMBEDDING_SIZE)
+    if not flags.video_embeddings:
+        if size or (reads and size is None):
+            raise UserError(
+                f"{model} sees segments in their videos: give --video_embeddings, what "
+                "`inference.py --output=embeddings --output_file=NAME.embeddings` "
+                "writes."
+            )
+        return None
+    if not reads or size == 0:
+        raise UserError(f"--video_embeddings: {model} reads none; leave it out.")
+    found = VideoEmbeddings(flags.video_embeddings)
+    if size and size != found.size:
+        raise UserError(
+            f"--video_embeddings={flags.video_embeddings} has embeddings of "
+            f"{found.size} numbers, and {model} reads {size}."
+        )
+    return found
+
+
 def vocabulary(flags: FlagValues, help: str) -> None:
     absl_flags.DEFINE_string("vocabulary", None, help, flag_values=flags)
 
@@ -311,6 +356,14 @@ def model(
         flag_values=flags,
     )
     absl_flags.DEFINE_bool("segment_labels", False, segments, flag_values=flags)
+    integer(
+        "segment_context_frames",
+        DataConfig.segment_context_frames,
+        "Frames before and after a segment that the model sees with it, fewer where "
+        "the video begins or ends (default: 0, or as the run was trained).",
+        0,
+        flag_values=flags,
+    )
     define = {
         str: absl_flags.DEFINE_string,
         int: absl_flags.DEFINE_integer,
@@ -401,6 +454,7 @@ def training(flags: FlagValues) -> None:
     integer("gradient_accumulation_steps", "Parts in which a batch is computed.", 1)
     number("mixup", "Alpha of mixup's Beta distribution; 0: no mixup.")
     distillation(flags)
+    fine_tuning(flags)
     string(
         "crop",
         TrainingConfig.crop,
@@ -437,6 +491,11 @@ def training(flags: FlagValues) -> None:
     )
     integer("keep_checkpoints", "Latest checkpoints kept, beside the best.", 1)
     integer("eval_steps", "Steps between validations; 0: at the end only.")
+    integer(
+        "early_stopping",
+        "Stops after this many validations without a better GAP, or, of segments, a "
+        "better mAP; 0: never.",
+    )
     integer("log_steps", "Steps between reports.", 1)
 
 
@@ -477,6 +536,67 @@ def distillation(flags: FlagValues) -> None:
         ON_MISSING_SOFT_LABELS,
         "What to do about a video that the predictions lack: stop and name it, or take "
         "its own labels, and report how many there were.",
+        flag_values=flags,
+    )
+
+
+def fine_tuning(flags: FlagValues) -> None:
+    """Flags of runs that go on from another's weights, as those on segments do; each
+    is a field of `TrainingConfig`."""
+    string = absl_flags.DEFINE_string
+    string(
+        "init_from",
+        TrainingConfig.init_from,
+        "Begins with the weights of a trained run (its --train_dir), wherever they fit "
+        "by name and shape; a classifier of another number of classes is new.",
+        flag_values=flags,
+    )
+    string(
+        "init_checkpoint",
+        TrainingConfig.init_checkpoint,
+        "Which checkpoint of it: latest or best when training begins, or a step.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_bool(
+        "new_classifier",
+        TrainingConfig.new_classifier,
+        "Leaves the classifier of --init_from out, for another list of classes.",
+        flag_values=flags,
+    )
+    string(
+        "freeze",
+        TrainingConfig.freeze,
+        "Weights that stay as they are: patterns separated by commas, each a path "
+        "within the model or the beginning of one, as in pool_0,hidden or pool_*.",
+        flag_values=flags,
+    )
+    string(
+        "learning_rate_multipliers",
+        TrainingConfig.learning_rate_multipliers,
+        "Factors of the learning rate, as pattern=factor,pattern=factor: "
+        "segment_encoder=0.5.",
+        flag_values=flags,
+    )
+    string(
+        "only_classes",
+        TrainingConfig.only_classes,
+        "Trains on the videos alone that have one of the classes in this file (header "
+        "Index, a class a line, as segment_label_ids.csv).",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_integer(
+        "mined_negatives",
+        TrainingConfig.mined_negatives,
+        "Classes that nobody rated of a segment, and its video does not have, that "
+        "count as negatives: those that the model is surest of.",
+        0,
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_float(
+        "mined_negative_weight",
+        TrainingConfig.mined_negative_weight,
+        "Weight of each of these; a rating has 1.",
+        0.0,
         flag_values=flags,
     )
 
@@ -634,6 +754,7 @@ def take_over(flags: FlagValues, stored: RunConfig) -> None:
         "num_classes": stored.data.num_classes,
         "max_frames": stored.data.max_frames,
         "segment_labels": stored.data.segments,
+        "segment_context_frames": stored.data.segment_context_frames,
     }
     for name, value in values.items():
         if name in flags and not given(flags, name) and not name.endswith("_args"):
@@ -652,6 +773,9 @@ def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
     take_over(flags, stored)
     flags.segment_labels = False
     data = dataclasses.replace(stored.data, segments=False)
+    if not stored.data.segments:  # it says nothing of the frames around them
+        widened = flags.segment_context_frames
+        data = dataclasses.replace(data, segment_context_frames=widened)
     again = dataclasses.replace(
         stored,
         model=dataclasses.replace(model_config(flags, None), args=stored.model.args),
@@ -720,6 +844,7 @@ def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
         frames=FrameSelection(**frames),
         float_features=default.float_features,
         segments=flags.segment_labels,
+        segment_context_frames=flags.segment_context_frames,
     )
 
 
@@ -744,6 +869,9 @@ def training_config(flags: FlagValues) -> TrainingConfig:
             f"--{alone[0]} is of a teacher: give --teacher, a trained run or a folder "
             "of predictions."
         )
+    alone = [name for name in _OF_INIT if given(flags, name) and flags[name].value]
+    if alone and not flags.init_from:
+        raise UserError(f"--{alone[0]} is of --init_from: give that, a trained run.")
     return TrainingConfig(**values)
 
 

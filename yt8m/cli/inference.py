@@ -48,7 +48,7 @@ from absl import flags as absl_flags
 
 from yt8m import schema
 from yt8m.cli import flags as shared
-from yt8m.config import DataConfig, FrameSelection
+from yt8m.config import FrameSelection, RunConfig
 from yt8m.errors import UserError
 
 log = logging.getLogger("yt8m")
@@ -77,6 +77,7 @@ def define(flags: shared.FlagValues) -> None:
     shared.bad_records(flags)
     shared.strategy(flags)
     shared.eval_frames(flags)
+    shared.video_embeddings(flags)
     shared.top_k(
         flags,
         "Predictions written for each video; in a folder NAME.predictions "
@@ -127,7 +128,16 @@ def define(flags: shared.FlagValues) -> None:
         "predictions",
         ["predictions", "embeddings"],
         "What to write; embeddings are what the classifier sees of a video, as a "
-        "TFRecord file of video-level records.",
+        "TFRecord file of video-level records; or, where --output_file ends in "
+        ".embeddings, a folder for --video_embeddings.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_enum(
+        "embedding",
+        "embedding",
+        ["embedding", "layer_outputs"],
+        "Which output is written as embeddings: what the classifier sees, or, of an "
+        "LSTM, the last outputs of all layers side by side.",
         flag_values=flags,
     )
     absl_flags.DEFINE_enum(
@@ -255,7 +265,7 @@ def _predict(flags: shared.FlagValues) -> int:
     import tensorflow as tf
 
     from yt8m import distribution, runs
-    from yt8m.data import pipeline
+    from yt8m.data import pipeline, video_embeddings
     from yt8m.data.predictions import ENDING
     from yt8m.inference import embeddings, predict
 
@@ -267,7 +277,8 @@ def _predict(flags: shared.FlagValues) -> int:
     files = predict.shard_files(files, *shard)
     output_file = predict.shard_path(flags.output_file, *shard)
     stored = output_file.endswith(ENDING)
-    if tf.io.gfile.isdir(output_file) and not stored:
+    folder = output_file.endswith(video_embeddings.ENDING)
+    if tf.io.gfile.isdir(output_file) and not (stored or folder):
         raise UserError(f"{output_file} is a directory; give --output_file a name.")
     runs.make_directory(os.path.dirname(output_file) or ".")
 
@@ -282,7 +293,8 @@ def _predict(flags: shared.FlagValues) -> int:
         flags.strategy, flags.num_gpu, flags.tpu, alone=True
     )
     with strategy.scope():
-        model, data, origin = _load(flags)
+        model, config, origin = _load(flags)
+    data = config.data
     # A model that was trained on segments predicts whole videos too.
     data, options = shared.evaluated_data(
         flags, dataclasses.replace(data, segments=False)
@@ -311,6 +323,9 @@ def _predict(flags: shared.FlagValues) -> int:
         on_bad_record=flags.on_bad_record,
         num_readers=flags.num_readers,
         static_frames=distribution.wants_static_shapes(strategy),
+        video_embeddings=shared.open_video_embeddings(
+            flags, config.model.name, config.model.args
+        ),
         **options,
     )
     with listing_file as listing:
@@ -328,12 +343,19 @@ def _predict(flags: shared.FlagValues) -> int:
             )
         elif flags.output == "embeddings":
             count, size = embeddings.write_embeddings(
-                model, reader, output_file, strategy=strategy
+                model,
+                reader,
+                output_file,
+                strategy=strategy,
+                output=flags.embedding,
+                written_by=origin,
             )
-            said = (
-                f"{count} embeddings made (--feature_names={embeddings.FEATURE} "
-                f"--feature_sizes={size})"
-            )
+            said = f"{count} embeddings of {size} numbers made"
+            if not folder:
+                said = (
+                    f"{count} embeddings made (--feature_names={embeddings.FEATURE} "
+                    f"--feature_sizes={size})"
+                )
         else:
             more = stored and not shared.given(flags, "top_k")
             count = predict.predict(
@@ -358,8 +380,10 @@ def _refuse_contradictions(flags: shared.FlagValues) -> None:
         if wrong:
             raise UserError(text)
 
+    from yt8m.data import video_embeddings
     from yt8m.data.predictions import ENDING
 
+    folder = flags.output_file.endswith(video_embeddings.ENDING)
     embeddings = flags.output == "embeddings"
     stored = flags.output_file.endswith(ENDING)
     refuse(
@@ -367,6 +391,20 @@ def _refuse_contradictions(flags: shared.FlagValues) -> None:
         f"--output_file={flags.output_file}: the folder of predictions of videos that "
         f"{ENDING} names goes with none of --output=embeddings, --segment_labels and "
         "--output_format.",
+    )
+    refuse(
+        folder and not embeddings,
+        f"--output_file={flags.output_file} is a folder of embeddings: give "
+        "--output=embeddings, or choose another name.",
+    )
+    refuse(
+        folder and flags.output_format == "tfrecord",
+        f"--output_format=tfrecord: {flags.output_file} is a folder of embeddings; a "
+        "file of records has another name.",
+    )
+    refuse(
+        shared.given(flags, "embedding") and not embeddings,
+        f"--embedding={flags.embedding} is of --output=embeddings: give that.",
     )
     refuse(
         flags.num_shards > 1 and flags.shard_index is None,
@@ -431,15 +469,15 @@ def _refuse_contradictions(flags: shared.FlagValues) -> None:
         )
 
 
-def _load(flags: shared.FlagValues) -> tuple[Any, DataConfig, str]:
-    """The model, what it reads, and the name of where it comes from."""
+def _load(flags: shared.FlagValues) -> tuple[Any, RunConfig, str]:
+    """The model, its run's configuration, and the name of where it comes from."""
     from yt8m import runs
     from yt8m.inference import bundle, predict
 
     if flags.saved_model:
         exported = predict.load_saved_model(flags.saved_model)
         shared.check_repeated(flags, exported.run_config)
-        return exported, exported.config, flags.saved_model
+        return exported, exported.run_config, flags.saved_model
     directory = flags.train_dir.rstrip("/")
     config = runs.read_config(directory)
     runs.load_registries(config.model.module)
@@ -447,7 +485,7 @@ def _load(flags: shared.FlagValues) -> tuple[Any, DataConfig, str]:
     run = runs.load_run(directory, flags.checkpoint)
     if flags.output_model_tgz:
         bundle.write_bundle(run, flags.output_model_tgz)
-    return run.model, run.config.data, run.checkpoint.path
+    return run.model, run.config, run.checkpoint.path
 
 
 def _segment_classes(flags: shared.FlagValues, num_classes: int) -> Any:
@@ -559,6 +597,7 @@ def _write_segments(
         options=options,
         rescoring=rescoring,
         most_frames=most_frames,
+        context_frames=flags.segment_context_frames,
         listing=listing,
         listed=flags.top_k if shared.given(flags, "top_k") else _LISTED_OF_A_SEGMENT,
         strategy=strategy,

@@ -22,6 +22,7 @@ def define(flags: shared.FlagValues) -> None:
     shared.train_dir(flags, "The run directory: configuration, checkpoints, metrics.")
     shared.model(flags)
     shared.training(flags)
+    shared.video_embeddings(flags)
     shared.bad_records(flags)
     absl_flags.DEFINE_bool(
         "start_new_model",
@@ -85,7 +86,7 @@ def run(flags: shared.FlagValues) -> int:
     config, soft_labels = _with_teacher(
         _resumed_config(flags, directory, replicas)
         if resuming
-        else _config(flags, None, replicas),
+        else _with_source(_config(flags, None, replicas), directory),
         directory,
     )
     training, data = config.training, config.data
@@ -100,6 +101,9 @@ def run(flags: shared.FlagValues) -> int:
             wanted_by=config.model.name,
             batch_size=training.batch_size,
             index=index,
+            video_embeddings=shared.open_video_embeddings(
+                flags, config.model.name, config.model.args
+            ),
             **options,
         )
 
@@ -111,6 +115,8 @@ def run(flags: shared.FlagValues) -> int:
         static_frames=static or training.jit_compile,
         soft_labels=soft_labels,
         augmentation=training.frame_augmentation(),
+        video_labels=bool(training.mined_negatives),
+        only_classes=_only_classes(training.only_classes, data.num_classes),
     )
     eval_reader = None
     if training.eval_data_pattern:
@@ -148,6 +154,21 @@ def run(flags: shared.FlagValues) -> int:
     return 128 + result.stopped_by if result.stopped_by else 0
 
 
+def _only_classes(path: str, num_classes: int) -> list[int] | None:
+    """The classes of --only_classes. Raises `UserError` for one that is not known."""
+    from yt8m.data.segments import load_class_ids
+
+    if not path:
+        return None
+    classes = load_class_ids(path).tolist()
+    if max(classes) >= num_classes:
+        raise UserError(
+            f"--only_classes={path}: class {max(classes)} is not one of "
+            f"--num_classes={num_classes}."
+        )
+    return classes
+
+
 def _strategy(flags: shared.FlagValues):
     """Where to train; of several workers each must train its part of one run."""
     from yt8m import distribution
@@ -163,6 +184,17 @@ def _strategy(flags: shared.FlagValues):
             "the flag out, or TF_CONFIG."
         )
     return distribution.create_strategy(flags.strategy, flags.num_gpu, flags.tpu)
+
+
+def _with_source(config: RunConfig, directory: str) -> RunConfig:
+    """The configuration with the checkpoint of --init_from by its step."""
+    from yt8m.training.fine_tuning import find_source
+
+    if not config.training.init_from:
+        return config
+    if config.training.init_from.rstrip("/") == directory:
+        raise UserError(f"--init_from={directory} is the run itself: give another.")
+    return dataclasses.replace(config, training=find_source(config.training))
 
 
 def _with_teacher(config: RunConfig, directory: str):
@@ -198,6 +230,11 @@ def _config(
     from yt8m import registry, runs
 
     registry.get(flags.model)  # an unknown name is the first thing to say
+    if flags.segment_context_frames and not flags.segment_labels:
+        raise UserError(
+            f"--segment_context_frames={flags.segment_context_frames} is of segments: "
+            "give --segment_labels."
+        )
     same_model = stored is not None and stored.model.name == flags.model
     default = stored.data if same_model else runs.default_data_config(flags.model)
     training = shared.training_config(flags)
@@ -208,12 +245,18 @@ def _config(
         if stored and not any(shared.given(flags, spelling) for spelling in spellings):
             args = getattr(stored.training, name)
             training = dataclasses.replace(training, **{name: args})
-    if stored and training.teacher_checkpoint in ("latest", "best"):
-        # It is the one that was so when the run was started.
-        checkpoint = stored.training.teacher_checkpoint
-        training = dataclasses.replace(training, teacher_checkpoint=checkpoint)
+    for name in ("teacher_checkpoint", "init_checkpoint"):
+        if stored and getattr(training, name) in ("latest", "best"):
+            # It is the one that was so when the run was started.
+            checkpoint = getattr(stored.training, name)
+            training = dataclasses.replace(training, **{name: checkpoint})
+    model = shared.model_config(flags, stored.model if stored else None)
+    embeddings = shared.open_video_embeddings(flags, model.name, model.args)
+    if embeddings:
+        args = {**model.args, shared.EMBEDDING_SIZE: embeddings.size}
+        model = dataclasses.replace(model, args=args)
     return RunConfig(
-        model=shared.model_config(flags, stored.model if stored else None),
+        model=model,
         data=shared.data_config(flags, default),
         training=dataclasses.replace(
             training, batch_size=_global_batch_size(flags, stored, replicas)

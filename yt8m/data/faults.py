@@ -22,7 +22,11 @@ def find_fault(
     """
     video_id = read_id(serialized)
     try:
-        examples = cut(serialized) if config.segments else [serialized]
+        examples = (
+            cut(serialized, config.segment_context_frames)
+            if config.segments
+            else [serialized]
+        )
         if examples:
             parse_batch(tf.constant(examples), config, float_features=float_features)
     except DataError as e:

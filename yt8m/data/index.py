@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 
-from yt8m.data import segments
-from yt8m.errors import DataError
+from yt8m.data.examples import Examples
 
 _HEADER, _FOOTER = 12, 4
 _THREADS = 64  # the time goes by in waiting for the disk or the network
@@ -71,13 +70,16 @@ class RecordIndex:
         """The number of records of each file, unreadable stretches counted as one."""
         return self._map(self._count, files)
 
-    def segment_counts(self, files: Iterable[str]) -> list[np.ndarray]:
-        """The number of examples of each record of each file, if these are segments.
+    def example_counts(
+        self, files: Iterable[str], examples: Examples
+    ) -> list[np.ndarray]:
+        """The number of examples of each record of each file.
 
-        All records are read once. One that cannot be read, or that cannot be cut,
-        counts as one example.
+        All records are read once. One that cannot be read, or of which they cannot be
+        told, counts as one example.
         """
-        return [np.asarray(c) for c in self._map(self._count_segments, files)]
+        count = functools.partial(self._count_examples, examples)
+        return [np.asarray(c) for c in self._map(count, files)]
 
     def _map(self, count, files: Iterable[str]) -> list:
         before = len(self._counts)
@@ -87,11 +89,11 @@ class RecordIndex:
             self.save()
         return counts
 
-    def _count_segments(self, path: str) -> list[int]:
-        key = f"{_key(path)} segments"
+    def _count_examples(self, examples: Examples, path: str) -> list[int]:
+        key = f"{_key(path)} {examples.key}"
         if key not in self._counts:
             shard = scan(path)
-            counts = _segments_of(shard)
+            counts = _examples_of(shard, examples)
             if shard.faults:
                 self.damaged[path] = shard
                 return counts
@@ -126,23 +128,12 @@ def _key(path: str) -> str:
     return f"{path} {stat.length} {stat.mtime_nsec}"
 
 
-def cut_or_whole(serialized: bytes) -> list[bytes]:
-    """The rated segments of a record; if it cannot be cut, the record itself.
-
-    So a record with a fault keeps a place in the order, where parsing it will fail.
-    """
-    try:
-        return segments.cut(serialized)
-    except DataError:
-        return [serialized]
-
-
-def _segments_of(shard: Shard) -> list[int]:
+def _examples_of(shard: Shard, examples: Examples) -> list[int]:
     """The number of examples of each record of `shard`."""
     if not shard.faults:
         try:
             records = tf.data.TFRecordDataset(shard.path, buffer_size=1 << 20)
-            return [len(cut_or_whole(r)) for r in records.as_numpy_iterator()]
+            return [len(examples.of(r)) for r in records.as_numpy_iterator()]
         except tf.errors.DataLossError:
             pass
     counts = []
@@ -151,7 +142,7 @@ def _segments_of(shard: Shard) -> list[int]:
             record = read_record(shard.path, offset) if offset >= 0 else None
         except tf.errors.DataLossError:
             record = None
-        counts.append(1 if record is None else len(cut_or_whole(record)))
+        counts.append(1 if record is None else len(examples.of(record)))
     return counts
 
 

@@ -12,13 +12,14 @@ that the processes agree, though only one of them may know of it.
 
 An example is a record, or, with `DataConfig.segments`, one of its rated segments: each
 record is then cut as it is read, so that the shuffle holds segments. A record has as
-many places in the order as it has examples; one that cannot be cut has one.
+many places in the order as it has examples; one that cannot be cut has one, and one of
+a video that is not wanted (`only_classes`) none.
 """
 
 import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +29,19 @@ import tensorflow as tf
 from yt8m import schema
 from yt8m.config import DataConfig, FrameAugmentation, Part
 from yt8m.data import order
+from yt8m.data.examples import Examples
 from yt8m.data.faults import find_fault
 from yt8m.data.files import check_files, list_files, sniff_first
 from yt8m.data.index import (
     RecordIndex,
     Shard,
-    cut_or_whole,
     read_record,
     records_from,
     scan,
 )
 from yt8m.data.records import parse_batch, read_id
 from yt8m.data.soft_labels import SoftLabels
+from yt8m.data.video_embeddings import VideoEmbeddings
 from yt8m.errors import DataError
 
 log = logging.getLogger("yt8m")
@@ -93,10 +95,15 @@ class Reader:
             number of the batch.
         augmentation: what is done to the frames of training, drawn with the seed of
             random frames; None for evaluation.
+        only_classes: videos that have none of these labels are left out, and not
+            counted; None takes all.
+        video_labels: whether segments come with the labels of their videos.
         num_readers: files read at the same time, where that pays: for records that
             come over the network, and on half of the cores for local frames.
         soft_labels: what a teacher's predictions say of the videos, to be joined to
             the batches; not of segments.
+        video_embeddings: what a model has made of the whole videos, to be joined to
+            the batches, of segments too.
 
     Attributes:
         float_features: the frame features that the files hold as floats.
@@ -119,7 +126,10 @@ class Reader:
         num_readers: int = 8,
         frame_seed: int | None = None,
         soft_labels: SoftLabels | None = None,
+        video_embeddings: VideoEmbeddings | None = None,
         augmentation: FrameAugmentation | None = None,
+        only_classes: Collection[int] | None = None,
+        video_labels: bool = False,
     ):
         if on_bad_record not in ("fail", "skip"):
             raise ValueError(
@@ -129,8 +139,10 @@ class Reader:
         self.files, self.config, self.batch_size = list(files), config, batch_size
         self.bad_records: list[BadRecord] = []
         self.soft_labels = soft_labels
+        self._joined = [part for part in (soft_labels, video_embeddings) if part]
         self._frame_seed = seed if frame_seed is None else frame_seed
         self._augmentation = augmentation
+        self._video_labels = video_labels
         self._num_epochs = num_epochs
         self._skip = on_bad_record == "skip"
         self._index = index or RecordIndex()
@@ -150,7 +162,10 @@ class Reader:
         # Of the files in which examples are left out: where all records start.
         self._shards: dict[int, Shard] = {}
         self._left_out: dict[int, set[int]] = {}
-        self._segments: list[np.ndarray] = []  # of each file: examples of each record
+        self._kinds = Examples.wanted(
+            config.segments, config.segment_context_frames, only_classes
+        )
+        self._per_record: list[np.ndarray] = []  # of each file: each record's examples
 
     @property
     def num_examples(self) -> int:
@@ -226,7 +241,7 @@ class Reader:
 
         Raises:
             DataError: a bad record was found, and `on_bad_record` is `"fail"`; or a
-                video for which the teacher has no soft labels.
+                video for which there is nothing to be joined.
             Exception: `error`, if nothing is found that explains it.
         """
         before = len(self.bad_records)
@@ -237,9 +252,9 @@ class Reader:
         groups = list(self._order.between(first, end, self._counts))
         for _, records in groups:
             self._examine(records)
-        if len(self.bad_records) == before and self.soft_labels:
+        if len(self.bad_records) == before and self._joined:
             for _, records in groups:
-                self._refuse_missing_soft_labels(records)
+                self._refuse_missing(records)
         if len(self.bad_records) == before:
             for group, _ in groups:
                 self._examine(self._order.sequence(group, self._counts))
@@ -304,7 +319,7 @@ class Reader:
             _read_file,
             tf.constant(self.files),
             self._buffer_bytes,
-            cut=self.config.segments,
+            kinds=self._kinds,
         )
         if left_out:
             read = functools.partial(read, runs=self._runs(left_out))
@@ -341,9 +356,10 @@ class Reader:
             rows=(rows, self.batch_size),
             static_frames=self._static_frames,
             augmentation=self._augmentation,
+            video_labels=self._video_labels,
         )
-        if self.soft_labels:
-            batch = self.soft_labels.join(batch, host)
+        for part in self._joined:
+            batch = part.join(batch, host)
         return batch, host
 
     def _runs(self, left_out: dict[int, set[int]]) -> tf.RaggedTensor:
@@ -368,9 +384,7 @@ class Reader:
                 serialized = [
                     example
                     for _, _, record in readable
-                    for example in (
-                        cut_or_whole(record) if self.config.segments else [record]
-                    )
+                    for example in (self._kinds.of(record) if self._kinds else [record])
                 ]
                 parse_batch(tf.constant(serialized, tf.string), self.config, **options)
             except tf.errors.InvalidArgumentError:
@@ -379,16 +393,15 @@ class Reader:
                     if fault:
                         self._report(file, number, video_id, fault)
 
-    def _refuse_missing_soft_labels(self, examples: np.ndarray):
-        """Raises `DataError` if the teacher lacks one of the videos of `examples`."""
+    def _refuse_missing(self, examples: np.ndarray):
+        """Raises `DataError` if one of the videos of `examples` cannot be joined."""
         for file, number, record in self._read(examples):
             video_id = read_id(record)
-            if self.soft_labels.is_missing(video_id):
-                raise DataError(
-                    f"{self.files[file]}, record {number} (id {video_id}): "
-                    f"--teacher={self.soft_labels.path} has no soft labels for it. "
-                    "--on_missing_soft_labels=hard_labels takes its own labels instead."
-                )
+            for part in self._joined:
+                if fault := part.fault(video_id):
+                    raise DataError(
+                        f"{self.files[file]}, record {number} (id {video_id}): {fault}."
+                    )
 
     def _read(self, examples: np.ndarray) -> Iterator[tuple[int, int, bytes]]:
         """File, number and data of the records of `examples` that can be read, each
@@ -411,23 +424,23 @@ class Reader:
 
     def _examples(self, file: int) -> np.ndarray:
         """The number of examples of each record."""
-        if self.config.segments:
-            return self._segments[file]
+        if self._kinds:
+            return self._per_record[file]
         return np.ones(self._shard(file).count, np.int64)
 
     def _record_of(self, file: int, example: int) -> int:
         """The record of the file's example number `example`."""
-        if not self.config.segments:
+        if not self._kinds:
             return example
-        ends = np.cumsum(self._segments[file])
+        ends = np.cumsum(self._per_record[file])
         return int(np.searchsorted(ends, example, side="right"))
 
     def _report(self, file: int, record: int, video_id: str, fault: str):
         """Leaves a record out, or raises, as `on_bad_record` says."""
         left_out = self._left_out.setdefault(file, set())
         first, count = record, 1
-        if self.config.segments:
-            examples = self._segments[file]
+        if self._kinds:
+            examples = self._per_record[file]
             first = int(examples[:record].sum())
             count = int(examples[record]) if record < len(examples) else 1
         if first in left_out:
@@ -442,15 +455,21 @@ class Reader:
     @functools.cached_property
     def _counts(self) -> np.ndarray:
         """The number of examples of each file."""
-        if self.config.segments:
-            self._segments = self._index.segment_counts(self.files)
-            counts = np.asarray([c.sum() for c in self._segments], np.int64)
+        if self._kinds:
+            self._per_record = self._index.example_counts(self.files, self._kinds)
+            counts = np.asarray([c.sum() for c in self._per_record], np.int64)
         else:
             counts = np.asarray(self._index.counts(self.files), np.int64)
         for file, path in enumerate(self.files):
             if path in self._index.damaged:
                 for number, fault in self._index.damaged[path].faults.items():
                     self._report(file, number, "", fault)
+        if not counts.sum() and self._kinds and self._kinds.only_classes is not None:
+            raise DataError(
+                f"{self.files[0]} and all other files hold no video of the classes of "
+                "--only_classes"
+                + (" with rated segments." if self.config.segments else ".")
+            )
         if not counts.sum():
             raise DataError(
                 f"{self.files[0]} and all other files hold no rated segment (they have "
@@ -466,13 +485,18 @@ def _read_file(
     buffer_bytes: int,
     file: tf.Tensor,
     runs: tf.RaggedTensor | None = None,
-    cut: bool = False,
+    kinds: Examples | None = None,
 ) -> tf.data.Dataset:
-    """The examples of a file, with `_LEFT_OUT` in place of those outside `runs`."""
+    """The examples of a file, with `_LEFT_OUT` in place of those outside `runs`.
+
+    They are what `kinds` makes of the records, or the records.
+    """
     path = files[file]
 
     def examples(records):
-        return records.flat_map(_cut_record) if cut else records
+        if kinds is None:
+            return records
+        return records.flat_map(functools.partial(_cut_record, kinds))
 
     if runs is None:
         return examples(records_from(path, 0, buffer_bytes))
@@ -485,11 +509,11 @@ def _read_file(
     return tf.data.Dataset.from_tensor_slices(runs[file]).flat_map(read_run)
 
 
-def _cut_record(record: tf.Tensor) -> tf.data.Dataset:
-    """The rated segments of a record."""
+def _cut_record(kinds: Examples, record: tf.Tensor) -> tf.data.Dataset:
+    """The examples of a record."""
 
     def cut(serialized: bytes) -> np.ndarray:
-        return np.array(cut_or_whole(serialized), object)
+        return np.array(kinds.of(serialized), object)
 
     found = tf.numpy_function(cut, [record], tf.string)
     return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(found, [None]))

@@ -15,7 +15,8 @@ some scores equal, which then rank by class: GAP may differ by some 0.0002 from 
 the model itself. The hash is FNV-1a of 64 bits.
 
 The arrays are memory-mapped: 4 million videos of 100 classes take 1.7 GB of disk, and
-of memory what is being read. Paths are local.
+of memory what is being read. Paths are local. `yt8m.data.video_embeddings` keeps other
+numbers of videos in the same way.
 """
 
 import contextlib
@@ -152,6 +153,9 @@ class PredictionsWriter:
         DataError: a video is written twice; raised at the end of the `with` block.
     """
 
+    format = FORMAT  # of the folder; `scores.npy` holds `score_type`
+    score_type: type = np.float16
+
     def __init__(
         self,
         path: str,
@@ -190,7 +194,7 @@ class PredictionsWriter:
             self._ids = self._open("ids")
             self._offsets = self._array("offsets", np.int64, ())
             self._offsets.append(np.zeros(1, np.int64))
-            self._scores = self._array("scores", np.float16, (width,))
+            self._scores = self._array("scores", self.score_type, (width,))
             if self.classes_per_video:
                 self._classes = self._array("classes", np.uint16, (width,))
         return self
@@ -277,7 +281,7 @@ class PredictionsWriter:
             self._files.close()
             self._write_index()
             meta = {
-                "format": FORMAT,
+                "format": self.format,
                 "version": VERSION,
                 "num_classes": self.num_classes,
                 "classes_per_video": self.classes_per_video,
@@ -410,6 +414,10 @@ class Predictions:
         DataError: a file is missing, cut short or of another kind.
     """
 
+    format = FORMAT
+    score_type: type = np.float16
+    written_with = "inference.py --output=predictions"
+
     def __init__(self, path: str):
         _refuse_remote(path)
         self.path = path.rstrip("/")
@@ -419,7 +427,7 @@ class Predictions:
         self.written_by: str = meta["written_by"]
         self._count: int = meta["count"]
         shape = (self._count, self.classes_per_video or self.num_classes)
-        self._scores = _mapped(self.path, "scores", np.float16, shape)
+        self._scores = _mapped(self.path, "scores", self.score_type, shape)
         self._classes = None
         if self.classes_per_video:
             self._classes = _mapped(self.path, "classes", np.uint16, shape)
@@ -430,18 +438,19 @@ class Predictions:
 
     def _read_meta(self) -> dict[str, Any]:
         path = os.path.join(self.path, META_FILE)
-        what = "give a folder that `inference.py --output=predictions` wrote"
+        what = f"give a folder that `{self.written_with}` wrote"
+        kind = self.format.removeprefix("yt8m ")
         try:
             with open(path) as f:
                 meta = json.load(f)
         except OSError as e:
             raise UserError(
-                f"{self.path} holds no predictions: {META_FILE}: {e.strerror}; {what}."
+                f"{self.path} holds no {kind}: {META_FILE}: {e.strerror}; {what}."
             ) from e
         except ValueError as e:
             raise DataError(f"{path} is damaged: {e}.") from e
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise UserError(f"{path} is not of {FORMAT}; {what}.")
+        if not isinstance(meta, dict) or meta.get("format") != self.format:
+            raise UserError(f"{path} is not of {self.format}; {what}.")
         if meta.get("version") != VERSION:
             raise UserError(
                 f"{path}: version {meta.get('version')} of the format; this program "

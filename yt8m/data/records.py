@@ -300,6 +300,7 @@ def parse_frame_batch(
     rows: tuple[tf.Tensor, int] | None = None,
     static_frames: bool = False,
     augmentation: FrameAugmentation | None = None,
+    video_labels: bool = False,
 ) -> tuple[Batch, Batch]:
     """Parses serialized SequenceExamples at once; frames are chosen, then decoded.
 
@@ -312,9 +313,10 @@ def parse_frame_batch(
         rows: where the records are part of a larger batch: int32 [B], which of its
             rows they are, and its size. Random frames do not depend on the part.
         static_frames: pad to T = `config.frames.count`, or, if all frames are taken,
-            to `config.max_frames` or a segment's 5; otherwise T is the longest video
-            of the batch.
+            to `config.max_frames` or `config.segment_frames`; otherwise T is the
+            longest video of the batch.
         augmentation: what is done to the frames, where a seed is given.
+        video_labels: whether segments come with the labels of their videos.
 
     Returns:
         Device features: each feature uint8 (bytes) or float32 (floats) [B, T, size],
@@ -324,7 +326,8 @@ def parse_frame_batch(
 
         Of segments: `labels` are 1 where a rater saw the class, `label_weights`
         uint8 [B, C] are 1 where a rater looked for it, and the host metadata has
-        `segment_start` int64 [B] too.
+        `segment_start` int64 [B] too. If they are wanted, `video_labels` uint8 [B, C]
+        are those of the whole video.
 
     Raises:
         tf.errors.InvalidArgumentError: a record lacks a feature, has it in another
@@ -332,11 +335,11 @@ def parse_frame_batch(
             differ in their number of frames; or a segment is wanted and it is none,
             or one without frames. `yt8m.data.faults` says which record.
     """
-    max_frames = schema.SEGMENT_FRAMES if config.segments else config.max_frames
+    max_frames = config.segment_frames if config.segments else config.max_frames
     kinds = {n: "float" if n in float_features else "bytes" for n in config.features}
     context, frames, lengths = tf.io.parse_sequence_example(
         serialized,
-        _segment_spec() if config.segments else _context_spec(),
+        _context_spec() | (_segment_spec() if config.segments else {}),
         {n: _KINDS[kinds[n]].frame_spec(size) for n, size in config.features.items()},
     )
     first = lengths[next(iter(config.features))]
@@ -402,6 +405,8 @@ def parse_frame_batch(
             ),
         ]
         with tf.control_dependencies(checks):
+            if video_labels:
+                batch["video_labels"] = _labels(context, config.num_classes)
             return _with_ratings(batch, context, config.num_classes)
     return _with_labels(batch, context, config.num_classes)
 
@@ -464,10 +469,15 @@ def _check_finite(values: tf.Tensor):
 def _with_labels(
     batch: Batch, context: dict[str, Any], num_classes: int
 ) -> tuple[Batch, Batch]:
-    labels, video_ids = context[schema.LABELS_KEY], _ids(context)
+    batch["labels"] = _labels(context, num_classes)
+    return batch, {"id": _ids(context)}
+
+
+def _labels(context: dict[str, Any], num_classes: int) -> tf.Tensor:
+    """The labels of videos: uint8 [B, C]."""
+    labels = context[schema.LABELS_KEY]
     ones = tf.ones_like(labels.values, tf.uint8)
-    batch["labels"] = _scatter(labels, ones, tf.size(video_ids), num_classes)
-    return batch, {"id": video_ids}
+    return _scatter(labels, ones, tf.size(_ids(context)), num_classes)
 
 
 def _with_ratings(

@@ -8,8 +8,9 @@ segment and a class.
 The rules, those of the dataset's own reader where it has one: a segment is a start
 time, segments come in the order in which their starts are first listed, and of two
 ratings of a segment and a class the last counts. Seconds are frame numbers. A segment
-is the 5 frames from its start on, fewer where the video ends; the frames are those of
-the whole record, so that a 301st counts.
+is the 5 frames from its start on, fewer where the video ends, and, if that is wanted,
+some frames before and after them; the frames are those of the whole record, so that a
+301st counts.
 """
 
 import contextlib
@@ -50,13 +51,19 @@ class RatedSegment:
     ratings: dict[int, int]
 
 
-def cut(serialized: bytes) -> list[bytes]:
+def cut(serialized: bytes, context_frames: int = 0) -> list[bytes]:
     """The rated segments of a frame-level record, each as a record of its own.
 
-    Each is a SequenceExample with the id, `segment_start`, its lists of labels and
-    scores without repeated classes, and its frames of every feature;
+    Each is a SequenceExample with the id and the labels of the video, `segment_start`,
+    its lists of labels and scores without repeated classes, and its frames of every
+    feature;
     `yt8m.data.records.parse_frame_batch` reads it. A record without ratings gives
     none.
+
+    Args:
+        serialized: the record of a video.
+        context_frames: frames before and after a segment that are taken with it, as
+            far as the video has them.
 
     Raises:
         DataError: no frame-level record, or ratings that cannot be right. The message
@@ -71,7 +78,7 @@ def cut(serialized: bytes) -> list[bytes]:
     for start, cells in _cells_of(message).items():
         segment = tf.train.SequenceExample()
         feature = segment.context.feature
-        for key in schema.ID_KEYS:
+        for key in (*schema.ID_KEYS, schema.LABELS_KEY):
             if key in context:
                 feature[key].CopyFrom(context[key])
         feature[CUT_START_KEY].int64_list.value.append(start)
@@ -79,7 +86,8 @@ def cut(serialized: bytes) -> list[bytes]:
         feature[schema.SEGMENT_SCORES_KEY].float_list.value.extend(cells.values())
         for name, rows in frames.items():
             own = segment.feature_lists.feature_list[name].feature
-            own.extend(rows[start : start + schema.SEGMENT_FRAMES])
+            end = start + schema.SEGMENT_FRAMES + context_frames
+            own.extend(rows[max(start - context_frames, 0) : end])
         segments.append(segment.SerializeToString())
     return segments
 

@@ -56,7 +56,7 @@ class SoftLabels:
             `has_soft_labels` bool [B] too.
 
         Raises:
-            tf.errors.InvalidArgumentError: a video is missing; see `find_missing`.
+            tf.errors.InvalidArgumentError: a video is missing; see `fault`.
         """
         kept = self._predictions.classes_per_video
         if kept is None:
@@ -106,9 +106,14 @@ class SoftLabels:
                 self.path,
             )
 
-    def is_missing(self, video_id: str) -> bool:
-        """Whether a video of this id makes `join` fail."""
-        return self._fail and self._predictions.rows([video_id.encode()])[0] < 0
+    def fault(self, video_id: str) -> str | None:
+        """Why `join` fails on a video of this id; None if it does not."""
+        if not self._fail or self._predictions.rows([video_id.encode()])[0] >= 0:
+            return None
+        return (
+            f"--teacher={self.path} has no soft labels for it. "
+            "--on_missing_soft_labels=hard_labels takes its own labels instead"
+        )
 
 
 def dense_soft_labels(batch: dict[str, Any], num_classes: int) -> Any:

@@ -223,6 +223,7 @@ def gather_windows(
     starts: tf.Tensor,
     lengths: tf.Tensor,
     most_frames: int | None = None,
+    context_frames: int = 0,
 ) -> dict[str, tf.Tensor]:
     """The windows of a batch, as if each were a video of its own.
 
@@ -230,15 +231,27 @@ def gather_windows(
         videos: what a frame-level model reads of a batch.
         rows, starts, lengths: of `yt8m.inference.windows.Windows`, int32 [n].
         most_frames: that the model takes of a window, evenly spaced; None for all.
+        context_frames: before and after each that belong to it, as far as the video
+            has them.
 
     Returns:
         The same of the n windows.
     """
-    count = min(most_frames or schema.SEGMENT_FRAMES, schema.SEGMENT_FRAMES)
+    longest = schema.SEGMENT_FRAMES + 2 * context_frames
+    count = min(most_frames or longest, longest)
+    if context_frames:
+        ends = tf.gather(videos["num_frames"], rows)
+        ends = tf.minimum(starts + lengths + context_frames, ends)
+        starts = tf.maximum(starts - context_frames, 0)
+        lengths = ends - starts
     inputs = {"num_frames": tf.minimum(lengths, count)}
     places = starts[:, None] + even_frames(lengths, count)
     for name, frames in videos.items():
-        if name != "num_frames":
+        if name == "num_frames":
+            continue
+        if frames.shape.rank == 2:  # of the whole video
+            inputs[name] = tf.gather(frames, rows)
+        else:
             first = rows * tf.shape(frames)[1]
             flat = tf.reshape(frames, [-1, frames.shape[-1]])
             inputs[name] = tf.gather(flat, first[:, None] + places)
@@ -269,6 +282,7 @@ def predict_segments(
     options: SegmentOptions | None = None,
     rescoring: Rescoring | None = None,
     most_frames: int | None = None,
+    context_frames: int = 0,
     progress: Progress | None = None,
     listing: ListingWriter | None = None,
     listed: int = 3,
@@ -285,7 +299,7 @@ def predict_segments(
         options: which segments, and from which windows; None for every window of 5
             frames.
         rescoring: what comes between the logits and the ranking; None ranks logits.
-        most_frames: as `gather_windows`.
+        most_frames, context_frames: as `gather_windows`.
         progress: None shows one on standard error.
         listing: an open one, to which the best classes of each segment go.
         listed: how many.
@@ -306,7 +320,7 @@ def predict_segments(
     def gather(videos, *windows):
         # On the host: GPUs have no gather of bytes, and the batch need not fit there.
         with tf.device("/CPU:0"):
-            return gather_windows(videos, *windows, most_frames)
+            return gather_windows(videos, *windows, most_frames, context_frames)
 
     with progress or Progress(total=reader.num_examples) as progress:
 

@@ -151,8 +151,24 @@ class SegmentRanking:
         self._keys.ravel()[np.arange(len(keys)) + shift] = keys[by_class]
         self._counts += found
 
-    def _extend_class(self, column: int, keys: np.ndarray) -> None:
-        """Adds any number of keys to one class."""
+    def add_segments(
+        self,
+        video_ids: Sequence[bytes],
+        rows: np.ndarray,
+        starts: np.ndarray,
+        source: str = "",
+    ) -> None:
+        """Adds n segments of B videos, as `add`, whose scores `add_scores` adds.
+
+        Args:
+            source: the file that they come from, for messages.
+        """
+        self._table.extend(video_ids, rows, starts, source=source)
+
+    def add_scores(self, column: int, scores: np.ndarray, segments: np.ndarray) -> None:
+        """Adds the scores float32 [n] of one class, of segments by their numbers [n],
+        0, 1, ... in the order in which they were added."""
+        keys = rank_keys(scores, segments)
         for at in range(0, len(keys), self._room):
             part = keys[at : at + self._room]
             found = np.zeros_like(self._counts)
@@ -437,40 +453,71 @@ def merge_rankings(
     """
     ranking = None
     for path in paths:
-        records = _read_records(path)
-        header = next(records, None)
-        table = next(records, None)
-        if header is None or table is None:
-            raise DataError(f"{path} is cut short; write it anew.")
-        classes = np.array(header["classes"].int64_list.value)
+        part = RankingFile(path)
         if ranking is None:
-            ranking = SegmentRanking(classes, limit)
-        elif not np.array_equal(classes, ranking.classes):
+            ranking = SegmentRanking(part.classes, limit)
+        elif not np.array_equal(part.classes, ranking.classes):
             raise UserError(
                 f"{path} ranks other classes than {paths[0]}; merge parts that were "
                 "written with the same classes."
             )
         first = ranking.num_segments
-        rows, starts = (_array(table, name, "<u4") for name in ("videos", "starts"))
-        kept = header["limit"].int64_list.value[0]
-        if kept < min(limit, len(rows)):
+        if part.limit < min(limit, len(part.rows)):
             raise UserError(
-                f"{path} keeps {kept} segments of a class, but {limit} are wanted; "
-                "lower the limit or write it anew."
+                f"{path} keeps {part.limit} segments of a class, but {limit} are "
+                "wanted; lower the limit or write it anew."
             )
-        ids = table["video_ids"].bytes_list.value
-        ranking._table.extend(ids, rows, starts, source=path)
-        column = -1
-        for column, record in enumerate(records):
-            segments = _array(record, "segments", "<u4").astype(np.int64)
-            keys = rank_keys(_array(record, "scores", "<f4"), segments + first)
-            ranking._extend_class(column, keys)
-        if column + 1 < len(classes):
-            raise DataError(f"{path} is cut short; write it anew.")
+        ranking.add_segments(part.video_ids, part.rows, part.starts, source=path)
+        for column, (scores, segments) in enumerate(part.columns()):
+            ranking.add_scores(column, scores, segments + first)
     if ranking is None:
         raise ValueError("`paths` must not be empty. Received: paths=[]")
     ranking.write_csv(output_file)
     return ranking
+
+
+class RankingFile:
+    """A file that `SegmentRanking.write` wrote.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        classes: integers [K].
+        limit: segments kept of a class, at most.
+        video_ids: of B videos.
+        rows, starts: of the N segments: the number of the video, the first second.
+
+    Raises:
+        DataError: it is damaged, or no ranking.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        self._records = _read_records(path)
+        header, table = next(self._records, None), next(self._records, None)
+        if header is None or table is None:
+            raise DataError(f"{path} is cut short; write it anew.")
+        self.classes = np.array(header["classes"].int64_list.value)
+        self.limit = int(header["limit"].int64_list.value[0])
+        self.video_ids = table["video_ids"].bytes_list.value
+        self.rows, self.starts = (
+            _array(table, name, "<u4") for name in ("videos", "starts")
+        )
+
+    def columns(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each class the scores float32 [n] and the numbers int64 [n] of the
+        segments that are ranked; to be called once.
+
+        Raises:
+            DataError: a class is missing.
+        """
+        column = -1
+        for column, record in enumerate(self._records):  # noqa: B007
+            segments = _array(record, "segments", "<u4").astype(np.int64)
+            yield _array(record, "scores", "<f4"), segments
+        if column + 1 < len(self.classes):
+            raise DataError(f"{self._path} is cut short; write it anew.")
 
 
 def _array(record: Mapping[str, tf.train.Feature], name: str, dtype: str) -> np.ndarray:

@@ -26,3 +26,18 @@ def masked_mean(x: Any, mask: Any) -> Any:
     count = ops.sum(ops.cast(mask, "float32"), axis=1, keepdims=True)
     mean = ops.cast(total, "float32") / ops.maximum(count, 1.0)
     return ops.cast(mean, x.dtype)
+
+
+def last_frame(x: Any, mask: Any) -> Any:
+    """The last valid frame.
+
+    Args:
+        x: [B, T, D]; padding may hold anything.
+        mask: bool [B, T], true up to the end of each video.
+
+    Returns:
+        [B, D]; zeros where no frame is valid.
+    """
+    last = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True) - 1
+    chosen = ops.equal(ops.arange(ops.shape(x)[1], dtype="int32")[None, :], last)
+    return ops.sum(ops.where(chosen[..., None], x, 0.0), axis=1)

@@ -121,3 +121,26 @@ class Branch(keras.layers.Layer):
         model = keras.saving.deserialize_keras_object(config.pop("model"))
         config.pop("dtype")
         return cls(model, **config)
+
+
+@keras.saving.register_keras_serializable(package="yt8m")
+class Encoder(Branch):
+    """A model without its classifier, as part of another one.
+
+    Args:
+        model: with `pool(frames, mask, training)`, as `yt8m.model.PoolingModel`.
+
+    Call arguments:
+        frames: [B, T, D].
+        mask: bool [B, T].
+
+    Returns:
+        The embedding [B, H] that the classifier would see.
+    """
+
+    def build(self, frames_shape, mask_shape=None):
+        self.model.built = True  # but for the classifier, which nothing calls
+        self.built = True
+
+    def call(self, frames, mask, training=False):
+        return self.model.pool(frames, mask, training=training)

@@ -32,8 +32,10 @@ from yt8m.layers.normalization import set_synchronized
 from yt8m.metrics.ranking import batch_metrics
 from yt8m.model import YT8MModel, forward
 from yt8m.progress import Progress
-from yt8m.training import distillation
+from yt8m.training import distillation, fine_tuning
 from yt8m.training.augmentation import augment, is_augmented
+from yt8m.training.early_stopping import EarlyStopping
+from yt8m.training.mined_negatives import with_mined_negatives
 from yt8m.training.mixup import mix
 from yt8m.training.optimizers import ExamplesSchedule, create_optimizer
 
@@ -43,6 +45,8 @@ log = logging.getLogger("yt8m")
 # call, short enough to answer a signal.
 _SECONDS_PER_CALL = 1.0
 _STEPS_PER_CALL_OF_WORKERS = 10
+
+METRICS_FILE = "metrics.csv"  # of a run directory
 
 
 @dataclass(frozen=True)
@@ -118,16 +122,33 @@ class Trainer:
             self.model = runs.build_model(
                 config.model, config.data, settings.precision, restored=bool(start)
             )
+            if settings.init_from and not start:
+                loaded = fine_tuning.load_weights(
+                    self.model,
+                    settings.init_from,
+                    settings.init_checkpoint,
+                    settings.new_classifier,
+                )
+                for line in loaded.lines():
+                    log.info("%s", line)
+            self.averages = None
+            if settings.ema_decay:
+                # Also of what is frozen: evaluation, which knows of no such thing,
+                # expects one of each weight.
+                self.averages = MovingAverages(self.model, settings.ema_decay)
+            if settings.freeze:
+                frozen = fine_tuning.freeze(self.model, settings.freeze)
+                log.info("Frozen: %d variables, by %s.", len(frozen), settings.freeze)
+            factors = fine_tuning.learning_rate_factors(
+                self.model, settings.learning_rate_multipliers
+            )
             schedule = ExamplesSchedule(
                 settings, self.examples(self.last_step), self.step, examples
             )
-            self.optimizer = create_optimizer(settings, schedule)
+            self.optimizer = create_optimizer(settings, schedule, factors)
             self.optimizer.build(self.model.trainable_variables)
             if settings.sync_batch_norm:
                 set_synchronized(self.model, True)
-            self.averages = None
-            if settings.ema_decay:
-                self.averages = MovingAverages(self.model, settings.ema_decay)
             self.teacher = None
             if settings.teacher:
                 self.teacher = distillation.Teacher(config, bool(reader.soft_labels))
@@ -221,8 +242,11 @@ class Trainer:
         alone, stopped_by = worker_count(self.strategy) == 1, 0
         iterator = self.steps.iterate(self.reader, self.batch(self.step))
         with _Signals() as signals, Journal(self) as journal:
-            count = 1
+            count, patience = 1, self._patience()
             while self.step < self.last_step and not stopped_by:
+                if patience.is_over:
+                    log.info("Stopped early: %s.", patience)
+                    break
                 ahead = min(
                     _until_next(self.step, settings.log_steps),
                     _until_next(self.step, settings.eval_steps),
@@ -266,6 +290,7 @@ class Trainer:
                     self._save()
                 if self._validation_due():
                     validation = self._validate(journal)
+                    patience.add(self.step, validation)
             self._save()
             unseen = self.step not in (first, self._validated)
             if self.eval_reader and unseen and not stopped_by:
@@ -274,6 +299,12 @@ class Trainer:
         if stopped_by:
             log.info("Stopped at step %d; its checkpoint is saved.", self.step)
         return Result(self.step, validation, stopped_by or None)
+
+    def _patience(self) -> EarlyStopping:
+        """What counts the validations, those before a resume among them."""
+        segments = bool(self.eval_reader and self.eval_reader.config.segments)
+        rows = read_rows(os.path.join(self.directory, METRICS_FILE), self.step)
+        return EarlyStopping(self.settings.early_stopping, segments, rows)
 
     @property
     def _steps_per_loop(self) -> int:
@@ -668,6 +699,13 @@ class StepFunctions:
             gather = functools.partial(context.all_gather, axis=0)
         with tf.GradientTape() as tape, drawing:
             outputs = forward(self.model, batch, training=True)
+            if settings.mined_negatives:
+                batch = with_mined_negatives(
+                    batch,
+                    outputs["logits"],
+                    settings.mined_negatives,
+                    settings.mined_negative_weight,
+                )
             loss = distillation.objective(self.loss, batch, outputs, settings, gather)
             loss = tf.reduce_sum(loss) / size
             # Every part of every replica adds the same penalties: each takes its share.
@@ -746,6 +784,14 @@ class _Signals:
             signal_module.signal(number, handler)
 
 
+def read_rows(path: str, step: int) -> list[dict[str, str]]:
+    """The rows of `metrics.csv` up to `step`; none if there is no such file."""
+    if not tf.io.gfile.exists(path):
+        return []
+    with tf.io.gfile.GFile(path) as f:
+        return [row for row in csv.DictReader(f) if int(row["step"]) <= step]
+
+
 class Journal:
     """Progress line, `metrics.csv` and TensorBoard events of a run.
 
@@ -762,7 +808,7 @@ class Journal:
         self.progress = Progress(
             total=trainer.last_step, unit="steps", initial=trainer.step
         )
-        self.path = os.path.join(trainer.directory, "metrics.csv")
+        self.path = os.path.join(trainer.directory, METRICS_FILE)
         self.events = {}
         if trainer.chief:
             self.events = {
@@ -785,10 +831,7 @@ class Journal:
 
     def _drop_rows_after(self, step: int) -> None:
         """Leaves out what a killed run wrote past the checkpoint that is resumed."""
-        rows = []
-        if tf.io.gfile.exists(self.path):
-            with tf.io.gfile.GFile(self.path) as f:
-                rows = [r for r in csv.DictReader(f) if int(r["step"]) <= step]
+        rows = read_rows(self.path, step)
         lines = [",".join(self.FIELDS)]
         lines += [",".join(r.get(name) or "" for name in self.FIELDS) for r in rows]
         runs.write_file(self.path, "\n".join(lines) + "\n")

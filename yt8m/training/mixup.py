@@ -50,7 +50,7 @@ def mix(batch: dict[str, tf.Tensor], alpha: float, seed: Any) -> dict[str, tf.Te
         else:
             x = dequantize(x, "float32")
             mixed[name] = blend(x, other(x), share)
-            if lengths is not None:
+            if lengths is not None and x.shape.rank == 3:
                 frames = tf.range(tf.shape(x)[1])
                 mine = (frames < lengths[:, None])[..., None]
                 mixed[name] = tf.where(other(mine), mixed[name], x)

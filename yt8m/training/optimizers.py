@@ -1,6 +1,7 @@
 """Optimisers by name, with learning-rate schedules counted in examples."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -98,13 +99,21 @@ class ExamplesSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def create_optimizer(
-    config: TrainingConfig, schedule: ExamplesSchedule
+    config: TrainingConfig,
+    schedule: ExamplesSchedule,
+    factors: Sequence[float] | None = None,
 ) -> keras.optimizers.Optimizer:
     """The optimiser `config` names, which takes gradients that are already reduced.
 
     Keras's optimisers sum the gradients over replicas after clipping them; the trainer
     reduces first and clips the reduced gradient, so that clipping means the same at
     any number of replicas. Their own sum is therefore taken out.
+
+    Args:
+        config: names it and its arguments.
+        schedule: the learning rate.
+        factors: by which it is multiplied for each of the variables that the optimiser
+            will be built for, in their order; AdamW's weight decay is not. None: 1.
 
     Raises:
         UserError: unknown optimiser or argument.
@@ -119,6 +128,11 @@ def create_optimizer(
     class ReducedGradients(base):
         def _all_reduce_sum_gradients(self, grads_and_vars):
             return grads_and_vars
+
+        def update_step(self, gradient, variable, learning_rate):
+            if factors is not None:
+                learning_rate *= factors[self._get_variable_index(variable)]
+            super().update_step(gradient, variable, learning_rate)
 
     try:
         optimizer = ReducedGradients(

@@ -6,8 +6,6 @@ import tensorflow as tf
 
 from yt8m.config import (
     DataConfig,
-    ModelConfig,
-    RunConfig,
     TrainingConfig,
 )
 from yt8m.data.pipeline import Reader
@@ -55,10 +53,6 @@ def test_segments_come_with_the_labels_of_their_videos(tmp_path):
             assert batch["video_labels"].numpy().tolist() == expected
 
 
-def test_they_are_of_segments():
-    data = DataConfig("frame", {"rgb": 2}, 4)
-    with pytest.raises(UserError, match="are of segments"):
-        model = ModelConfig("NetVLADModel")
-        RunConfig(model, data, TrainingConfig("*", mined_negatives=3))
+def test_their_weight_is_a_share():
     with pytest.raises(UserError, match="--mined_negative_weight must be at least 0"):
         TrainingConfig("*", mined_negative_weight=-1)

@@ -17,7 +17,8 @@ from yt8m.data.records import (
 )
 from yt8m.data.segments import cut
 from yt8m.errors import UserError
-from yt8m.inference.predict import cut_windows, gather_windows
+from yt8m.inference.predict import gather_windows
+from yt8m.inference.windows import cut_windows
 
 DATA = DataConfig("frame", {"rgb": 2}, 9, segments=True, segment_context_frames=3)
 

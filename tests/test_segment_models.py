@@ -80,6 +80,7 @@ def test_the_ensemble_of_both_models_goes_from_shards_to_its_score(
     ignored, context = tmp_path / "ignored", tmp_path / "aware"
     init = f"--init_from={video}/run"
     more = ["--segment_labels", "--segment_context_frames=3", init]
+    more += ["--mined_negatives=2"]  # of which inference knows nothing
     assert train(shards, ignored, *dbof(), *more) == 0
     folders = f"--video_embeddings={video}/train.embeddings,{video}/validate.embeddings"
     more = [init, folders, "--learning_rate_multipliers=segment_encoder=0.5"]
@@ -140,6 +141,7 @@ def test_the_video_changes_what_is_said_of_its_segments():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ([*dbof(), "--mined_negatives=3"], "are of segments, which are rated for few"),
         (aware(), "ContextAwareModel sees segments in their videos: give --video_emb"),
         ([*dbof(), "--video_embeddings={0}"], "DbofModel reads none; leave it"),
         ([*aware(), "--video_embeddings=/none"], "/none holds no embeddings"),

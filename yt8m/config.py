@@ -348,11 +348,6 @@ class RunConfig:
                         f"--{name} draws among frames, which {self.model.name}, a "
                         "video-level model, does not see; leave it out."
                     )
-        if self.training.mined_negatives and not self.data.segments:
-            raise UserError(
-                f"--mined_negatives={self.training.mined_negatives} are of segments, "
-                "which are rated for few classes: give --segment_labels."
-            )
         if self.training.modality_dropout and len(self.data.features) < 2:
             raise UserError(
                 "--modality_dropout drops one of several features; "

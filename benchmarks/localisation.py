@@ -223,7 +223,8 @@ def report(found: list[Result]) -> str:
         f"{found[0]['where']}. Embedded data of {CLASSES} classes ({KINDS}), 40 % of "
         f"the labels misleading: {setting['videos']} videos with labels, "
         f"{VIDEOS_OF_SHARD * setting['rated_shards'][0]} others with rated segments "
-        f"to train on, {VIDEOS_OF_SHARD * setting['rated_shards'][1]} to score. `NetVLADModel`, "
+        f"to train on, {VIDEOS_OF_SHARD * setting['rated_shards'][1]} to score. "
+        "`NetVLADModel`, "
         f"{_NETVLAD['clusters']} clusters. Means over seeds of data and weights, ± "
         "standard deviation.",
         "",

@@ -42,8 +42,11 @@ demo: $(VENV)/installed
 	$(BIN)/python export_model.py --train_dir=demo/netvlad --output_dir=demo/export
 	@echo "Look at demo/submission.csv, demo/netvlad/ and demo/export/."
 
+# So many tests at once: more than half of the time they are on one core.
+TEST_PROCESSES ?= 2
+
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 # A second environment, with tensorflow-io and the TensorFlow that it loads with, which
 # is also the oldest one supported: shards over HTTP, and what most depends on a version.

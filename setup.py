@@ -33,7 +33,7 @@ setup(
         "ensemble": ["lightgbm"],
         # The plot of `python -m benchmarks.quality`.
         "plots": ["matplotlib"],
-        "dev": ["pytest", "ruff", "scikit-learn", "lightgbm"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "scikit-learn", "lightgbm"],
     },
     entry_points={"console_scripts": ["yt8m = yt8m.cli.main:main"]},
 )

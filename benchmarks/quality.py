@@ -21,6 +21,7 @@ from yt8m.errors import UserError
 
 # What imports Keras is imported late: processes that generate videos do without.
 
+EMBEDDED_PARTS = ("kinds", "labels", "corrupted")
 REAL_PARTS = ("techniques", "members", "students")
 KINDS = ("static", "brief", "ordered", "audio", "joint", "synchronous")
 QUICK = {
@@ -45,7 +46,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="few models and kinds, a few minutes")
-    add("--parts", help="kinds,labels; with --real techniques,members,students")
+    add("--parts", help="kinds,labels,corrupted; with --real techniques,...")
     add("--models", help="rows of the table, or models, separated by commas")
     add("--kinds", help=f"kinds of classes, of {','.join(KINDS)}")
     add("--seeds", type=int, help="how often each run is repeated")
@@ -67,8 +68,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if getattr(options, name) is None:
             setattr(options, name, value)
     options.kinds = options.kinds.split(",")
-    known = REAL_PARTS if options.real else ("kinds", "labels")
-    default = () if options.real else known
+    known = REAL_PARTS if options.real else EMBEDDED_PARTS
+    default = () if options.real else known[:2]
     options.parts = options.parts.split(",") if options.parts else list(default)
     if options.processes < 1:
         raise UserError(f"--processes must be at least 1, not {options.processes}.")
@@ -144,6 +145,24 @@ def report_labels(options: argparse.Namespace, stored, settings: list[dict]) -> 
     write_section(options.output, "labels", "\n".join(lines))
 
 
+def report_corrupted(options: argparse.Namespace, stored, setting: dict) -> None:
+    found = results.by_row(stored.read("corrupted", setting), rows.CORRUPTED_ROWS)
+    if not found:
+        raise UserError(f"{stored.path} has no results of {setting}.")
+    every = [r for own in found.values() for r in own]
+    lines = [
+        "## Labels most of which are missing",
+        "",
+        f"{tables.places(every)}. {setting['videos']} embedded videos of 120 static "
+        f"classes to train on, {setting['videos'] // 4} others scored by their true "
+        f"labels; {setting['steps']} steps of 128. Soft labels are those of models "
+        "that have not seen the video.",
+        "",
+        tables.corrupted_section(found),
+    ]
+    write_section(options.output, "corrupted labels", "\n".join(lines))
+
+
 def run(options: argparse.Namespace) -> int:
     stored = results.Results(options.results)
     if options.real:
@@ -160,15 +179,20 @@ def run(options: argparse.Namespace) -> int:
     failed, size = 0, (options.steps, options.videos)
     kinds = embedded.kinds_setting(options.kinds, *size)
     arms = [embedded.labels_setting(arm, *size) for arm in rows.LABEL_DATA]
+    corrupted = embedded.corrupted_setting(*size)
     if not options.only_table:
         if "kinds" in options.parts:
             failed += embedded.measure_kinds(stored, kinds, options)
         for arm in arms if "labels" in options.parts else ():
             failed += embedded.measure_labels(stored, arm, options)
+        if "corrupted" in options.parts:
+            failed += embedded.measure_corrupted(stored, corrupted, options)
     if "kinds" in options.parts:
         report_kinds(options, stored, kinds)
     if "labels" in options.parts:
         report_labels(options, stored, arms)
+    if "corrupted" in options.parts:
+        report_corrupted(options, stored, corrupted)
     return int(failed > 0)
 
 

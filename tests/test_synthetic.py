@@ -405,8 +405,19 @@ def test_hidden_labels_are_the_faint_ones_and_one_is_always_given():
     assert np.mean(hidden[False]) > np.mean(hidden[True]) + 0.1
     assert np.mean(by_class[True]) > np.mean(by_class[False]) + 0.1
     assert 0.3 < np.mean(hidden[True] + hidden[False]) < 0.6
-    everything = dataclasses.replace(truthful, hidden_labels=1.0)
-    assert all(video.labels for video in videos(everything, 60))
+    everything = dataclasses.replace(truthful, hidden_labels=4.0)
+    assert {len(video.labels) for video in videos(everything, 60)} == {1}
+
+
+def test_labels_can_be_as_bad_as_the_datasets():
+    bad = {"implied_labels": 0.9, "hidden_labels": 3.1, "wrong_labels": 0.222}
+    settings = config(**SMALL, kinds=("static",), labels_per_video=5.0, **bad)
+    found = [(set(v.truth), set(v.labels)) for v in videos(settings, 400)]
+    right = sum(len(truth & given) for truth, given in found)
+    recall = right / sum(len(truth) for truth, _ in found)
+    precision = right / sum(len(given) for _, given in found)
+    assert recall == pytest.approx(0.145, abs=0.03)
+    assert precision == pytest.approx(0.788, abs=0.03)
 
 
 def read(paths: list[str]):
@@ -500,7 +511,7 @@ def test_writing_again_replaces_only_what_was_made_here(tmp_path):
         ({"missing_labels": 1.2}, "missing_labels"),
         ({"wrong_labels": float("nan")}, "wrong_labels"),
         ({"implied_labels": -0.1}, "implied_labels"),
-        ({"hidden_labels": 1.1}, "hidden_labels"),
+        ({"hidden_labels": 4.1}, "hidden_labels"),
         ({"seed": -1}, "seed"),
     ],
 )

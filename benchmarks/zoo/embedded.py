@@ -13,14 +13,25 @@ from benchmarks.zoo import training
 from benchmarks.zoo.results import Result, Results
 from benchmarks.zoo.rows import (
     CORRELATION,
+    CORRUPTED_DATA,
+    CORRUPTED_ROWS,
     FAMILIES,
     LABEL_DATA,
     LABEL_ROWS,
     ROWS,
+    TEACHERS,
     Row,
 )
 from benchmarks.zoo.runs import chosen, run_missing, runs_of
-from benchmarks.zoo.videos import Videos, generate, load, save
+from benchmarks.zoo.videos import (
+    FOLDS,
+    Videos,
+    folds_of,
+    generate,
+    load,
+    rows_of,
+    save,
+)
 from yt8m.data.synthetic import SyntheticConfig
 
 _CLASSES_OF_KIND = 12
@@ -41,6 +52,11 @@ def labels_setting(arm: str, steps: int, videos: int) -> dict[str, Any]:
     """What the results of the heads depend on: heads learn longer, of more videos."""
     numbers = {"steps": steps * 5 // 3, "videos": videos * 2}
     return {"labels": arm, **LABEL_DATA[arm], **numbers}
+
+
+def corrupted_setting(steps: int, videos: int) -> dict[str, Any]:
+    """What the results on corrupted labels depend on: of fewer videos."""
+    return {**CORRUPTED_DATA, "steps": steps, "videos": videos // 2}
 
 
 class _Measure:
@@ -133,6 +149,61 @@ class _MeasureLabels(_Measure):
                 }
 
 
+class _MeasureCorrupted(_Measure):
+    """Students of soft labels, which come from models that have not seen the video."""
+
+    def config(self, seed):
+        return SyntheticConfig(
+            seed=seed,
+            num_classes=_LABEL_CLASSES,
+            kinds=("static",),
+            features=_LABEL_FEATURES,
+            max_frames=_LABEL_FRAMES,
+            **CORRUPTED_DATA,
+        )
+
+    def __call__(self, name: str, seeds: list[int]) -> Iterator[Result]:
+        row, steps = self.rows[name], self.setting["steps"]
+
+        def compiled(row: Row) -> training.Trained:
+            return training.Trained(row, _LABEL_FEATURES, _LABEL_CLASSES, steps)
+
+        student = compiled(row)
+        teachers = [compiled(teacher) for teacher in TEACHERS if row.soft_labels]
+        for seed in seeds:
+            train, scored = self.videos(seed)
+            given = np.count_nonzero(train.labels)
+            right = np.count_nonzero(train.labels & train.truth)
+            found = {
+                "recall": right / np.count_nonzero(train.truth),
+                "precision": right / given,
+            }
+            if teachers:
+                soft = _out_of_fold(teachers, train, seed)
+                labels = train.labels + row.soft_labels * (soft - train.labels)
+                train = dataclasses.replace(train, labels=labels.astype(np.float32))
+            (end,) = student.epochs(train, seed)
+            gap = training.score(student.logits(scored), scored.truth)[0]
+            yield {"gap": gap, **found, **end}
+
+
+def _out_of_fold(
+    teachers: list[training.Trained], train: Videos, seed: int
+) -> np.ndarray:
+    """The mean probability of the teachers that have not seen a video, [N, C]."""
+    fold, soft = folds_of(len(train.labels), seed), np.zeros(train.labels.shape)
+    for number in range(FOLDS):
+        own, others = (
+            np.flatnonzero(part) for part in (fold == number, fold != number)
+        )
+        for teacher in teachers:
+            for _ in teacher.epochs(rows_of(train, others), seed):
+                pass
+            logits = teacher.logits(rows_of(train, own))
+            soft[own] += 1 / (1 + np.exp(-logits.astype(float))) / len(teachers)
+    return soft
+
+
 def measure_kinds(
     results: Results, setting: dict[str, Any], options: argparse.Namespace
 ) -> int:
@@ -145,6 +216,15 @@ def measure_labels(
 ) -> int:
     """The same for the heads, on one of `LABEL_DATA`."""
     return _measure("labels", LABEL_ROWS, _MeasureLabels, results, setting, options)
+
+
+def measure_corrupted(
+    results: Results, setting: dict[str, Any], options: argparse.Namespace
+) -> int:
+    """The same for soft labels, on labels most of which are missing."""
+    return _measure(
+        "corrupted", CORRUPTED_ROWS, _MeasureCorrupted, results, setting, options
+    )
 
 
 def _measure(

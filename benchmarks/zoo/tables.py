@@ -163,6 +163,25 @@ def labels_section(arms: dict[str, Seeds]) -> str:
     return "\n".join([*lines, line])
 
 
+def corrupted_section(found: Seeds) -> str:
+    """Table and bar of the soft labels; the first row is that of hard ones."""
+    columns = {
+        "GAP": lambda r: r["gap"],
+        "recall": lambda r: r["recall"],
+        "precision": lambda r: r["precision"],
+    }
+    hard, *soft = found
+    lines = [table(columns, found, "labels"), ""]
+    base = {r["seed"]: r["gap"] for r in found[hard]}
+    for name in soft:
+        gains = [r["gap"] - base[r["seed"]] for r in found[name] if r["seed"] in base]
+        if gains:
+            gain = float(np.mean(gains))
+            verdict = "met" if gain >= 0.03 else "missed"
+            lines.append(f"- {name}: at least 0.03; {gain:+.3f}, {verdict}.")
+    return "\n".join(lines)
+
+
 def _labels_gain(rows: Seeds) -> tuple[float, float, str, str] | None:
     """Mean and standard deviation over seeds of the gain; the two rows."""
     gap = {

@@ -21,13 +21,12 @@ from benchmarks.zoo import results as stored_results
 from benchmarks.zoo.results import Result, Results
 from benchmarks.zoo.rows import MEMBERS, STUDENTS, TECHNIQUES, Row
 from benchmarks.zoo.runs import chosen, run_missing, runs_of
-from benchmarks.zoo.videos import Videos
+from benchmarks.zoo.videos import FOLDS, Videos, folds_of, rows_of
 from yt8m import schema
 from yt8m.errors import UserError
 from yt8m.metrics import VideoMetrics
 from yt8m.metrics.ranking import rank_top
 
-_FOLDS = 3
 _SOFT_LABELS = 0.7  # the weight of the teacher's in the student's labels
 _LEAST_GAIN, _LEAST_SHARE = 0.02, 0.6
 _STEPS = (0.3, 0.1, 0.03)  # of learned weights
@@ -69,16 +68,6 @@ class Trainings:
         return trained.logits(wanted)
 
 
-def rows_of(videos: Videos, rows: np.ndarray) -> Videos:
-    inputs = {name: values[rows] for name, values in videos.inputs.items()}
-    return Videos(inputs, videos.labels[rows], videos.truth[rows])
-
-
-def folds_of(count: int, seed: int) -> np.ndarray:
-    """The fold of each video."""
-    return np.random.default_rng(seed).permutation(count) % _FOLDS
-
-
 class _Techniques:
     """One training with each technique; the last epoch counts."""
 
@@ -111,7 +100,7 @@ class _Members(_Techniques):
             fold = folds_of(len(train.labels), seed)
             on_scored = trainings.logits(train, seed, scored)
             held_out = np.zeros(train.labels.shape, np.float16)
-            for number in range(_FOLDS):
+            for number in range(FOLDS):
                 others, own = np.flatnonzero(fold != number), fold == number
                 held_out[own] = trainings.logits(
                     *(rows_of(train, others), seed, rows_of(train, own))
@@ -276,7 +265,7 @@ def _students(found: tables.Seeds) -> str:
 _TABLES = {"techniques": _gains, "members": _members, "students": _students}
 _REPORTS = {
     "techniques": "Each technique against the first line, seed by seed; last epochs.",
-    "members": f"Last epochs; out of fold: of {_FOLDS} trainings, each without a part "
+    "members": f"Last epochs; out of fold: of {FOLDS} trainings, each without a part "
     "of the training videos, on that part.",
     "students": "The mean of the members' probabilities, and their mean with weights "
     "learned out of fold; a student of that teacher, and the same model on the labels "

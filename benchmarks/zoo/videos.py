@@ -11,6 +11,8 @@ import numpy as np
 
 from yt8m.data.synthetic import SyntheticConfig, generate_video
 
+FOLDS = 3  # of what is predicted out of fold
+
 _VIDEOS_PER_TASK = 200
 
 
@@ -20,13 +22,24 @@ class Videos:
 
     Attributes:
         inputs: what models read: an array [N, ...] of each name.
-        labels: bool [N, C], those that are given, to train on.
+        labels: bool [N, C], those that are given, to train on; float32 if soft.
         truth: bool [N, C], those to be scored on.
     """
 
     inputs: dict[str, np.ndarray]
     labels: np.ndarray
     truth: np.ndarray
+
+
+def rows_of(videos: Videos, rows: np.ndarray) -> Videos:
+    """Some of the videos."""
+    inputs = {name: values[rows] for name, values in videos.inputs.items()}
+    return Videos(inputs, videos.labels[rows], videos.truth[rows])
+
+
+def folds_of(count: int, seed: int) -> np.ndarray:
+    """The fold of each of `count` videos, int [count]."""
+    return np.random.default_rng(seed).permutation(count) % FOLDS
 
 
 def in_processes(

@@ -380,7 +380,7 @@ def test_the_objective_has_auxiliary_losses_and_penalties():
                 }
             return outputs
 
-    learner = training.Learner(Model(), deep_supervision_weight=0.5)
+    learner = training.Learner(Model(), row(deep_supervision_weight=0.5))
     x, y = np.zeros((2, 3), np.float32), np.array([[1, 0, 0], [0, 0, 0]], bool)
     outputs = learner({"x": x, "labels": y}, training=True)
     value = learner.compute_loss(y=y, y_pred=outputs)
@@ -392,6 +392,7 @@ def test_every_registered_model_is_in_the_tables():
     for level, table in (("frame", rows.ROWS), ("video", rows.REAL_ROWS)):
         compared = {entry.model for entry in table.values()}
         own = {n for n in registry.names(level) if is_ours(n)}
+        own.discard("ContextAwareModel")  # of segments: `benchmarks.localisation`
         assert own <= compared, f"no entry: {sorted(own - compared)}"
 
 

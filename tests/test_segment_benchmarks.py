@@ -23,7 +23,7 @@ def test_scoring_finds_the_score_that_the_file_was_made_with(capsys):
     rows = rows_of(out)
     for name in ("reading the segments", "`yt8m score-segments`"):
         seconds, memory = map(float, rows[name])
-        assert seconds > 0 and 0 < memory < 4
+        assert seconds >= 0 and 0 < memory < 4  # rounded to tenths
     assert "Num classes: 10 | mAP@100000: 0." in out
 
 

@@ -235,6 +235,11 @@ def _config(
             f"--segment_context_frames={flags.segment_context_frames} is of segments: "
             "give --segment_labels."
         )
+    if flags.mined_negatives and not flags.segment_labels:
+        raise UserError(
+            f"--mined_negatives={flags.mined_negatives} are of segments, which are "
+            "rated for few classes: give --segment_labels."
+        )
     same_model = stored is not None and stored.model.name == flags.model
     default = stored.data if same_model else runs.default_data_config(flags.model)
     training = shared.training_config(flags)

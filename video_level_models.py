@@ -76,8 +76,8 @@ class CentredMoeModel(EmbeddingModel):
 
     def __init__(
         self,
-        emphasis: float = 2.0,
-        feature_scales: tuple[float, ...] = (1.0, 0.4),
+        emphasis: float = 0.0,
+        feature_scales: tuple[float, ...] = (1.0, 0.525),
         noise: float = 0.03,
         head: str = "moe",
         num_mixtures: int | None = 8,

@@ -312,7 +312,8 @@ REAL_ROWS = {
     # The recipe: its learning rate first falls after 4 million videos.
     REAL_BASELINE: _video("MoeModel", 0.01, 1024, "constant", 130, num_mixtures=2),
     "MoeModel (batch 128)": _video("MoeModel", 0.01, 128, "constant", num_mixtures=2),
-    "CentredMoeModel": _video(
+    "CentredMoeModel": _video("CentredMoeModel", 0.005, 128, "constant", 50),
+    "CentredMoeModel (emphasis)": _video(
         *("CentredMoeModel", 0.005, 128, "constant", 50),
         emphasis=2.0,
         feature_scales=(1.0, 0.4),

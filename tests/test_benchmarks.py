@@ -739,3 +739,19 @@ def test_weights_are_learned_that_leave_out_a_member_that_guesses():
     scores = np.stack([good, rng.normal(size=truth.shape)]).astype(np.float32)
     weights = techniques.learn_weights(scores, truth)
     assert weights[0] > 0.7 and weights.sum() == pytest.approx(1)
+
+
+def test_soft_labels_are_compared_with_hard_ones_that_mostly_miss(
+    tmp_path, monkeypatch
+):
+    names = ("hard labels", "soft labels alone")
+    chosen = {name: rows.CORRUPTED_ROWS[name] for name in names}
+    monkeypatch.setattr(embedded, "CORRUPTED_ROWS", chosen)
+    flags = ["--parts=corrupted", "--seeds=1", "--steps=6", "--videos=400", "--noplot"]
+    flags += [f"--results={tmp_path / 'r.jsonl'}", f"--output={tmp_path / 'q.md'}"]
+    assert quality.main(flags) == 0
+    hard, soft = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    assert hard["gap"] != soft["gap"] and hard["recall"] == soft["recall"]
+    assert 0.1 < hard["recall"] < 0.2 and 0.7 < hard["precision"] < 0.9
+    text = (tmp_path / "q.md").read_text()
+    assert re.search(r"^- soft labels alone: .*(met|missed)\.$", text, re.M)

@@ -118,16 +118,21 @@ class _MeasureKinds(_Measure):
             yield {"gap": gap, "ap": ap, "steps": steps, **end}
 
 
+def _static_classes(seed: int, labels: dict[str, float]) -> SyntheticConfig:
+    """Videos whose labels are what matters."""
+    return SyntheticConfig(
+        seed=seed,
+        num_classes=_LABEL_CLASSES,
+        kinds=("static",),
+        features=_LABEL_FEATURES,
+        max_frames=_LABEL_FRAMES,
+        **labels,
+    )
+
+
 class _MeasureLabels(_Measure):
     def config(self, seed):
-        return SyntheticConfig(
-            seed=seed,
-            num_classes=_LABEL_CLASSES,
-            kinds=("static",),
-            features=_LABEL_FEATURES,
-            max_frames=_LABEL_FRAMES,
-            **LABEL_DATA[self.setting["labels"]],
-        )
+        return _static_classes(seed, LABEL_DATA[self.setting["labels"]])
 
     def __call__(self, name: str, seeds: list[int]) -> Iterator[Result]:
         with tempfile.TemporaryDirectory() as folder:
@@ -153,14 +158,7 @@ class _MeasureCorrupted(_Measure):
     """Students of soft labels, which come from models that have not seen the video."""
 
     def config(self, seed):
-        return SyntheticConfig(
-            seed=seed,
-            num_classes=_LABEL_CLASSES,
-            kinds=("static",),
-            features=_LABEL_FEATURES,
-            max_frames=_LABEL_FRAMES,
-            **CORRUPTED_DATA,
-        )
+        return _static_classes(seed, CORRUPTED_DATA)
 
     def __call__(self, name: str, seeds: list[int]) -> Iterator[Result]:
         row, steps = self.rows[name], self.setting["steps"]

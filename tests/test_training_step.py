@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -232,6 +233,22 @@ def test_every_optimizer_trains_and_takes_its_arguments(name, options):
         np.abs(a - b.numpy()).max() > 0
         for a, b in zip(before, steps.model.variables, strict=True)
     )
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_adam_in_one_pass_is_keras_s_own(name):
+    config = training(optimizer=name, base_learning_rate=0.1)
+    ours = create_optimizer(config, ExamplesSchedule(config, 1000))
+    theirs = getattr(keras.optimizers, name)(0.1, epsilon=1e-8)
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(4, 3)).astype(np.float32)
+    weights = [keras.Variable(start) for _ in range(2)]
+    for _ in range(4):
+        gradient = tf.constant(rng.normal(size=(4, 3)), tf.float32)
+        for optimizer, weight in zip((ours, theirs), weights, strict=True):
+            optimizer.apply([gradient], [weight])
+    np.testing.assert_allclose(*(w.numpy() for w in weights), rtol=1e-5, atol=1e-6)
+    assert np.abs(weights[0].numpy() - start).min() > 0.01
 
 
 def test_unknown_optimizers_and_arguments_are_refused():

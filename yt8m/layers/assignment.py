@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from yt8m.layers.columns import scale_and_shift, shift_by
 from yt8m.layers.normalization import BatchNormalization
 
 
@@ -87,13 +88,10 @@ class SoftAssignment(keras.layers.Layer):
             # where it knows all shapes, and in a batch of another shape does not.
             shift = shift + self.cluster_bias
         logits = ops.matmul(frames, ops.cast(weights, frames.dtype))
-        logits = ops.cast(logits, "float32")
-        if self.input_batch_norm or not self.add_batch_norm:
-            logits += shift
-        if self.add_batch_norm:
-            gain, shift = self.cluster_norm.affine(logits, mask, training)
-            logits = logits * gain + shift
-        return logits, scale, offset
+        if not self.add_batch_norm:
+            return shift_by(logits, shift), scale, offset
+        gain, shift = self.cluster_norm.affine(logits, mask, training, shift=shift)
+        return scale_and_shift(logits, gain, shift), scale, offset
 
     def assign(self, frames, mask, training=False):
         """Assignments float32 [B, T, K], and scale and offset as above."""

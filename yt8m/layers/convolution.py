@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from yt8m.layers.columns import scale_and_shift
 from yt8m.layers.normalization import BatchNormalization
 from yt8m.layers.statistics import masked_max
 
@@ -156,7 +157,7 @@ class TemporalConvolution(keras.layers.Layer):
         )
         if self.add_batch_norm:
             scale, offset = self.batch_norm.affine(y, mask, training)
-            y = y * scale + offset
+            y = scale_and_shift(y, scale, offset)
         else:
             y = y + self.bias
         if self.activation:

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from yt8m.layers.columns import scale_and_shift, shift_by
 from yt8m.layers.gating import SqueezeExcitation
 from yt8m.layers.masking import masked_mean
 from yt8m.layers.normalization import BatchNormalization
@@ -112,23 +113,37 @@ class DBoF(keras.layers.Layer):
 
     def call(self, frames, mask, training=False):
         weights = ops.convert_to_tensor(self.cluster_weights)
+        only_max = self.pooling == "max" and self.gating_reduction is None
         if self.add_batch_norm:
-            # Frames x stand for x * scale + offset, which is never formed.
+            # Frames x stand for x * scale + offset, which is never formed, and words
+            # for what they are without a sign, plus a shift.
             scale, offset = self.input_norm.affine(frames, mask, training)
-            words = self._project(frames, weights * scale[:, None])
-            words += ops.matmul(offset, weights)
-            gain, shift = self.cluster_norm.affine(words, mask, training)
-            words = words * gain + shift
+            shift, sign = ops.matmul(offset, weights), 1.0
+            if only_max:
+                # Turned so that the norm rises with each word.
+                sign = ops.where(self.cluster_norm.gamma < 0, -1.0, 1.0)
+            words = self._project(frames, weights * scale[:, None] * sign)
+            gain, shift = self.cluster_norm.affine(
+                words, mask, training, factor=sign, shift=shift
+            )
         else:
-            words = self._project(frames, weights) + self.cluster_bias
+            words = self._project(frames, weights)
+            gain, shift = None, self.cluster_bias
         activate = getattr(ops, self.activation)
-        if self.pooling == "max" and self.gating_reduction is None:
-            # A rising function of the greatest is the greatest of the function. At
-            # the lowest value it is 0, which a video without frames gets.
+        if only_max:
+            # The greatest of a rising function is the function of the greatest. At the
+            # lowest value it is 0, which a video without frames gets.
             lowest = -1e9
             words = ops.where(mask[..., None], words, lowest)
-            pooled = activate(ops.max(words, axis=1, initial=lowest))
+            greatest = ops.max(words, axis=1, initial=lowest)
+            pooled = greatest + shift if gain is None else greatest * gain + shift
+            some = ops.any(mask, axis=1, keepdims=True)
+            pooled = activate(ops.where(some, pooled, lowest))
         else:
+            if gain is None:
+                words = shift_by(words, shift)
+            else:
+                words = scale_and_shift(words, gain, shift)
             words = activate(words)
             if self.gating_reduction is not None:
                 words = self.frame_gating(words, mask=mask, training=training)

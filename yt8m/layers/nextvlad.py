@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from yt8m.errors import UserError
+from yt8m.layers.columns import scale_and_shift
 from yt8m.layers.normalization import BatchNormalization
 from yt8m.layers.preprocessing import l2_normalize
 
@@ -102,7 +103,7 @@ class NeXtVLAD(keras.layers.Layer):
 
         logits = self.cluster(expanded)
         gain, shift = self.cluster_norm.affine(logits, mask, training)
-        logits = ops.cast(logits, "float32") * gain + shift
+        logits = scale_and_shift(logits, gain, shift)
         shape = (*ops.shape(frames)[:2], self.groups)
         assignments = ops.softmax(ops.reshape(logits, (*shape, self.clusters)), axis=-1)
         assignments = assignments * attention[..., None]  # [B, T, G, K]

@@ -9,6 +9,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from yt8m.layers.columns import scale_and_shift, sum_squares
+
 _LEAST_VARIANCE = 1e-12
 
 
@@ -69,17 +71,31 @@ class BatchNormalization(keras.layers.Layer):
         self.steps = add("steps", "zeros", (), trainable=False)
         self.built = True
 
-    def affine(self, x: Any, mask: Any = None, training: bool = False) -> Any:
-        """The scale and offset, float32 [D], that normalise `x`."""
+    def affine(
+        self,
+        x: Any,
+        mask: Any = None,
+        training: bool = False,
+        factor: Any = 1.0,
+        shift: Any = 0.0,
+    ) -> Any:
+        """The scale and offset, float32 [D], that normalise `x`.
+
+        Args:
+            x, mask, training: as in a call.
+            factor, shift: float32 [D]; `x` stands for x * factor + shift, which need
+                never be formed. The averages are those of what it stands for, scale and
+                offset those of `x` itself.
+        """
         if training and self.trainable:
-            mean, variance = self._update(x, mask)
+            mean, variance = self._update(x, mask, factor, shift)
         else:
             mean = ops.convert_to_tensor(self.moving_mean)
             variance = ops.convert_to_tensor(self.moving_variance)
         scale = self.gamma * ops.rsqrt(variance + self.epsilon)
-        return scale, self.beta - mean * scale
+        return scale * factor, self.beta + (shift - mean) * scale
 
-    def _update(self, x, mask):
+    def _update(self, x, mask, factor, shift):
         x = ops.reshape(ops.cast(x, "float32"), (-1, x.shape[-1]))
         if mask is None:
             weights = ops.ones_like(x[:, 0])
@@ -91,8 +107,9 @@ class BatchNormalization(keras.layers.Layer):
         any_valid = ops.greater(sums[-1], 0.0)
         count = ops.where(any_valid, sums[-1], 1.0)
         mean = sums[:-1] / count
-        squares = ops.matmul(weights / count, ops.square(x - mean))
-        variance = self._over_replicas(squares)
+        squares = sum_squares(x, mean, weights / count)
+        variance = self._over_replicas(squares) * factor * factor
+        mean = mean * factor + shift
 
         warm_up = (1.0 + self.steps) / (10.0 + self.steps)
         rate = 1.0 - ops.minimum(self.momentum, warm_up)
@@ -107,7 +124,7 @@ class BatchNormalization(keras.layers.Layer):
 
     def call(self, x, mask=None, training=False):
         scale, offset = self.affine(x, mask, training)
-        return ops.cast(ops.cast(x, "float32") * scale + offset, self.compute_dtype)
+        return ops.cast(scale_and_shift(x, scale, offset), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -645,7 +645,8 @@ class StepFunctions:
             seen = mix(seen, self.settings.mixup, seed)
         gradients, loss, penalty, logits = self._compute(seen, size)
         gradients, loss = replicas.all_reduce(total, (gradients, loss))
-        norms = [tf.norm(g) for g in gradients]
+        # A third of the time of `tf.norm`, which writes all squares down.
+        norms = [tf.sqrt(2 * tf.nn.l2_loss(g)) for g in gradients]
         global_norm = tf.norm(tf.stack(norms))
         finite = tf.math.is_finite(loss)
         if not self._scales_loss:  # which meets infinite gradients by a smaller scale
@@ -733,14 +734,21 @@ class StepFunctions:
         if each > 0:
             each = each * scale
             factors = [each / tf.maximum(n, each) for n in norms]
-            gradients = [g * f for g, f in zip(gradients, factors, strict=True)]
+            gradients = [
+                _shortened(g, f) for g, f in zip(gradients, factors, strict=True)
+            ]
             clipped = [n * f for n, f in zip(norms, factors, strict=True)]
             global_norm = tf.norm(tf.stack(clipped))
         if whole > 0:
             whole = whole * scale
             factor = whole / tf.maximum(global_norm, whole)
-            gradients = [g * factor for g in gradients]
+            gradients = [_shortened(g, factor) for g in gradients]
         return gradients
+
+
+def _shortened(gradient: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """The product, for which nothing is written where the factor is 1."""
+    return tf.cond(factor < 1, lambda: gradient * factor, lambda: gradient)
 
 
 def _global_rows(size: tf.Tensor) -> tf.Tensor:

@@ -61,7 +61,8 @@ def make_shards(folder: pathlib.Path, level: str, shards: int, records: int):
                 cut = {name: values[start:end] for name, values in noise.items()}
                 yield encode_frame_record(f"{number:04d}", cut, labels)
             else:
-                cut = {name: values[start] for name, values in noise.items()}
+                # Turned, so that no two videos are alike.
+                cut = {name: np.roll(v[start], number) for name, v in noise.items()}
                 yield encode_video_record(f"{number:04d}", cut, labels)
 
     paths = [str(folder / f"{level}{shard:02d}.tfrecord") for shard in range(shards)]

@@ -88,7 +88,10 @@ def evaluate(
     began = time.monotonic()
 
     def add(batch, logits, loss_values) -> None:
-        metrics.add(logits.numpy(), batch["labels"].numpy(), loss_values.numpy())
+        # Tensors do not change: nothing need be copied.
+        metrics.add(
+            *(x.numpy() for x in (logits, batch["labels"], loss_values)), copy=False
+        )
 
     batches = (
         (batch, {name: batch[name] for name in names if name in batch})

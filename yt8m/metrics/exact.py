@@ -10,6 +10,9 @@ from yt8m.metrics.ranking import rank_keys
 
 # Scores that are transposed at once: 2 MB, so that work on them stays in the cache.
 _BLOCK_SCORES = 1 << 19
+# Of tied positives; to sort all scores with their records takes longer than to count
+# the equal ones before each of a few.
+_MOST_COUNTED = 32
 
 
 class KeptBatch(NamedTuple):
@@ -17,7 +20,7 @@ class KeptBatch(NamedTuple):
 
     Attributes:
         first_record: number of the first.
-        logits: float32 [B, C], neither NaN nor -0.0.
+        logits: float32 [B, C], not NaN.
         rows: int [P], the video of each ranked positive, in [0, B), ascending; one
             of logit -inf is not ranked.
         classes: int [P], its class.
@@ -68,8 +71,9 @@ class KeptLogits:
         """Yields blocks of classes.
 
         Yields:
-            The block's first class; its scores, float32 [classes, N]; and for each
-            of its classes the places in [0, N) of the positives, ascending.
+            The block's first class; its scores, float32 [classes, N], none of them
+            -0.0; and for each of its classes the places in [0, N) of the positives,
+            ascending.
         """
         num_classes = self._batches[0].logits.shape[1]
         starts = np.cumsum([0] + [len(b.logits) for b in self._batches])
@@ -84,7 +88,9 @@ class KeptLogits:
             last = min(first + step, num_classes)
             block = np.empty((last - first, self.num_videos), np.float32)
             for b, start in zip(self._batches, starts, strict=False):
-                block[:, start : start + len(b.logits)] = b.logits[:, first:last].T
+                # A sum: it turns -0.0 into 0.0.
+                own = block[:, start : start + len(b.logits)]
+                np.add(b.logits[:, first:last].T, np.float32(0), out=own)
             yield first, block, positives[first:last]
 
     def positive_ranks(self) -> tuple[np.ndarray, np.ndarray]:
@@ -92,10 +98,33 @@ class KeptLogits:
         classes, ranks = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         records = self.records()
         for first_class, block, positives in self.by_class():
+            ascending = np.sort(block, axis=1)
             for row, places in enumerate(positives):
                 if len(places):
-                    keys = rank_keys(block[row], records)
-                    found = np.searchsorted(np.sort(keys), np.sort(keys[places]))
+                    found = _ranks(block[row], ascending[row], places, records)
                     classes.append(np.full(len(places), first_class + row))
-                    ranks.append(found + 1)
+                    ranks.append(found)
         return np.concatenate(classes), np.concatenate(ranks)
+
+
+def _ranks(
+    scores: np.ndarray, ascending: np.ndarray, places: np.ndarray, records: np.ndarray
+) -> np.ndarray:
+    """The 1-based ranks of the positives of a class, ascending.
+
+    Args:
+        scores: float32 [N].
+        ascending: the same, sorted.
+        places: [P], of the positives.
+        records: of all, which settle ties.
+    """
+    own = scores[places]
+    right = np.searchsorted(ascending, own, side="right")
+    tied = np.flatnonzero(np.searchsorted(ascending, own) != right - 1)
+    if len(tied) > _MOST_COUNTED:
+        keys = rank_keys(scores, records)
+        return np.searchsorted(np.sort(keys), np.sort(keys[places])) + 1
+    ranks = len(scores) - right + 1
+    for i in tied.tolist():
+        ranks[i] += np.count_nonzero(scores[: places[i]] == own[i])
+    return np.sort(ranks)

@@ -81,14 +81,20 @@ class VideoMetrics:
         self._cached_final: tuple[float, dict[str, np.ndarray]] | None = None
 
     def add(
-        self, logits: np.ndarray, labels: np.ndarray, losses: np.ndarray | None = None
+        self,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        losses: np.ndarray | None = None,
+        copy: bool = True,
     ) -> None:
-        """Adds a batch; the arrays may be reused afterwards.
+        """Adds a batch.
 
         Args:
             logits: [B, C], ranked as float32.
             labels: [B, C]; positive where > 0.
             losses: [B], given with all batches or with none.
+            copy: whether the arrays may be reused afterwards; without it `logits`
+                must stay as they are.
 
         Raises:
             ValueError: another shape, a NaN score, or losses with some batches only.
@@ -116,8 +122,8 @@ class VideoMetrics:
             ranked = logits[rows, classes] > -np.inf
             rows, classes = rows[ranked], classes[ranked]
             if self.with_map:
-                copy = logits + np.float32(0)  # turns -0.0 into 0.0
-                self._kept.append(KeptBatch(self.num_examples, copy, rows, classes))
+                kept = logits.copy() if copy else logits
+                self._kept.append(KeptBatch(self.num_examples, kept, rows, classes))
             if self._buckets:
                 self._buckets.add(logits, rows, classes)
         self._add(top)

@@ -74,6 +74,7 @@ $(VENV)-jax/installed: $(VENV)/installed-dev
 test-jax: export YT8M_NUMBERS = $(VENV)-jax/numbers.npz
 test-jax: $(VENV)-jax/installed
 	$(BIN)/python tests/jax_numbers.py
+	$(VENV)-jax/bin/python -m benchmarks --device=cpu --backend=jax --quick
 	KERAS_BACKEND=jax $(VENV)-jax/bin/python -m pytest --noconftest tests/jax_numbers.py
 
 # Every recipe at reduced size; writes docs/models.md and docs/recipes.md. Then the tests

@@ -33,7 +33,12 @@ from yt8m.layers.netvlad import NetRVLAD, NetVLAD
 from yt8m.layers.nextvlad import NeXtVLAD
 from yt8m.layers.normalization import BatchNormalization
 from yt8m.layers.poolings import POOLINGS, create_pooling
-from yt8m.layers.preprocessing import ReverseWhitening, dequantize, l2_normalize
+from yt8m.layers.preprocessing import (
+    ReverseWhitening,
+    dequantize,
+    l2_normalize,
+    mean_of_normalized,
+)
 from yt8m.layers.recurrent import LSTM, Bidirectional
 from yt8m.layers.recurrent_stack import (
     FastForwardPooling,
@@ -68,8 +73,23 @@ class FrameLevelLogisticModel(PoolingModel):
     def __init__(self, head: str = "logistic", **kwargs):
         super().__init__(head=head, **kwargs)
 
+    def call(self, inputs, training=False):
+        if self.dynamics:
+            return super().call(inputs, training=training)
+        # As `preprocess` and `classify`, without the normalised frames in between.
+        features = [inputs[name] for name in self.features]
+        mean = mean_of_normalized(features, inputs["num_frames"])
+        return self._classify_mean(ops.cast(mean, self.compute_dtype), training)
+
     def pool(self, frames, mask, training=False):
         return masked_mean(frames, mask)
+
+    def _classify_mean(self, mean, training):
+        outputs = self.classifier(mean, training=training)
+        return {**outputs, "embedding": mean}
+
+    def classify(self, frames, mask, training=False):
+        return self._classify_mean(self.pool(frames, mask), training)
 
 
 @register(level="frame", paper="Abu-El-Haija et al. 2016, arXiv:1609.08675, 4.1.2")

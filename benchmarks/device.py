@@ -1,6 +1,6 @@
-"""Steps of training on a device, timed in turn with what bounds them.
+"""Steps of training where there is JAX alone, timed in turn with what bounds them.
 
-`python -m benchmarks --device=gpu` runs this and prints it. The step of a model is
+`python -m benchmarks --device=gpu --backend=jax` runs this and prints it. A step is
 taken with all batches on the device and with batches that come from host memory; the
 floors are products of square matrices in the model's precision and copies of a batch.
 """
@@ -19,7 +19,7 @@ import frame_level_models  # noqa: F401  registers the models
 from yt8m import losses, registry
 from yt8m.config import TrainingConfig
 from yt8m.errors import UserError
-from yt8m.model import YT8MModel, forward
+from yt8m.model import YT8MModel
 from yt8m.training.optimizers import ExamplesSchedule, create_optimizer
 
 Batch = dict[str, Any]
@@ -89,57 +89,10 @@ def generated_batches(model: YT8MModel, case: Case) -> Batch:
     return batches
 
 
-class TensorFlowEngine:
-    """Training by TensorFlow, compiled with XLA where `jit_compile` says so."""
-
-    def __init__(self, device: str, jit_compile: bool):
-        import tensorflow as tf
-
-        self.tf, self.device, self.jit_compile = tf, f"/{device}:0", jit_compile
-        self.on_gpu = device == "gpu"
-        self.scope = tf.device(None if self.on_gpu else self.device)
-        # An IndexError where there is none.
-        physical = tf.config.list_physical_devices(device.upper())[0]
-        details = tf.config.experimental.get_device_details(physical)
-        self.device_name = details.get("device_name", device)
-
-    def unstack(self, batches: Batch) -> list[Batch]:
-        with self.tf.device("/cpu:0"):
-            return list(self.tf.data.Dataset.from_tensor_slices(batches))
-
-    def put(self, batch: Batch) -> Batch:
-        with self.tf.device(self.device):
-            return {name: self.tf.identity(v) for name, v in batch.items()}
-
-    def wait(self, result: Any) -> None:
-        self.tf.test.experimental.sync_devices()
-
-    def stream(self, batches: Batch) -> Iterator[Batch]:
-        with self.tf.device("/cpu:0"):
-            dataset = self.tf.data.Dataset.from_tensor_slices(batches).repeat()
-        # Batches are sent ahead, as in training.
-        strategy = self.tf.distribute.OneDeviceStrategy(self.device)
-        return iter(strategy.experimental_distribute_dataset(dataset.prefetch(2)))
-
-    def train_step(self, model: YT8MModel, optimizer, loss) -> Callable[[Batch], Any]:
-        tf, variables = self.tf, model.trainable_variables
-
-        @tf.function(jit_compile=self.jit_compile)
-        def step(batch):
-            with tf.GradientTape() as tape:
-                outputs = forward(model, batch, training=True)
-                value = ops.mean(loss(batch["labels"], outputs)) + sum(model.losses)
-            gradients = tape.gradient(value, [v.value for v in variables])
-            optimizer.apply(gradients, variables)
-            return value
-
-        return step
-
-
 class JaxEngine:
-    """Training by JAX, which always compiles with XLA."""
+    """Training by JAX."""
 
-    def __init__(self, device: str, jit_compile: bool):
+    def __init__(self, device: str):
         import jax
 
         # A RuntimeError where there is none.
@@ -191,9 +144,6 @@ class JaxEngine:
             return value
 
         return step
-
-
-ENGINES = {"tensorflow": TensorFlowEngine, "jax": JaxEngine}
 
 
 def repeated_rates(

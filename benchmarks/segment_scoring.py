@@ -12,13 +12,11 @@ from how the file was made.
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
-import time
 
 import numpy as np
 
+from benchmarks.stages.timing import run_process
 from yt8m import schema
 
 SEGMENTS_PER_VIDEO = 50
@@ -29,13 +27,6 @@ with open(sys.argv[1], "rb") as file:
     print(sum(len(line.partition(b",")[2].split()) for line in file))
 """
 _COMMAND = "import sys; from yt8m.cli.main import main; sys.argv[0] = 'yt8m'; main()"
-# The peak of the program alone: what the kernel tells a parent of its child counts the
-# parent's own memory too, of which the child was a copy before it began.
-_REPORT = """
-import atexit, re
-peak = re.compile(r"VmHWM:\\s*(\\d+) kB")
-atexit.register(lambda: print(peak.search(open("/proc/self/status").read())[1]))
-"""
 
 
 def names_of(num_segments: int) -> np.ndarray:
@@ -90,20 +81,6 @@ def write_files(
     return submission, ratings, float(np.mean(precisions))
 
 
-def run(code: str, *arguments: str) -> tuple[float, float, str]:
-    """Seconds, GB at the peak, and the last line printed, of a process."""
-    start = time.perf_counter()
-    said = subprocess.run(
-        [sys.executable, "-c", _REPORT + code, *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout
-    seconds = time.perf_counter() - start
-    *lines, peak = said.strip().splitlines()
-    return seconds, int(peak) / 1e6, lines[-1]
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a short run")
@@ -126,10 +103,10 @@ def main(arguments: list[str] | None = None) -> None:
         submission, ratings, expected = write_files(
             folder, segments, classes, limit, rated
         )
-        floor, memory, _ = run(_BASELINE, submission)
+        floor, memory, _ = run_process(_BASELINE, submission)
         print(f"| reading the segments | {floor:.1f} | {memory:.2f} |", flush=True)
         flags = [f"--submission_file={submission}", f"--label_cache={ratings}"]
-        seconds, memory, said = run(_COMMAND, "score-segments", *flags)
+        seconds, memory, said = run_process(_COMMAND, "score-segments", *flags)
         print(f"| `yt8m score-segments` | {seconds:.1f} | {memory:.2f} |")
     found = float(said.rpartition(" ")[2])
     print(f"\n{said}; {seconds / floor:.1f} times the reading alone")

@@ -16,6 +16,9 @@ import tensorflow as tf
 
 from benchmarks import device, quality
 from benchmarks.__main__ import main
+from benchmarks.stages import report
+from benchmarks.stages import training as stages_training
+from benchmarks.stages.timing import Row
 from benchmarks.zoo import (
     embedded,
     real,
@@ -27,13 +30,12 @@ from benchmarks.zoo import (
     training,
     videos,
 )
-from yt8m import losses, registry
+from yt8m import registry
 from yt8m.data.synthetic import SyntheticConfig, generate_video
 from yt8m.errors import UserError
 from yt8m.layers.label_processing import read_correlation
 from yt8m.metrics import gap
 from yt8m.metrics.ranking import rank_top
-from yt8m.model import forward
 
 SIZES = {"num_classes": 11, "features": {"rgb": 7, "audio": 3}, "hidden_size": 5}
 
@@ -69,45 +71,14 @@ def test_the_operations_of_dbof_are_those_counted_by_hand():
     assert device.training_flops(model, 13) == 2 * (2 * frames + 3 * weights)
 
 
-def operations(op: tf.Operation) -> int:
-    """2 m n k of a product of matrices; 0 of all else, as of products with a vector."""
-    if op.type == "Einsum":
-        letters = op.get_attr("equation").decode().split("->")[0].split(",")
-        sizes = {}
-        for names, value in zip(letters, op.inputs, strict=True):
-            sizes |= dict(zip(names, value.shape, strict=True))
-        return 2 * math.prod(sizes.values())
-    if op.type not in ("MatMul", "BatchMatMulV2", "BatchMatMulV3"):
-        return 0
-    transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
-    inner, shape = op.inputs[0].shape[-2 if transposed else -1], op.outputs[0].shape
-    return 0 if 1 in (inner, *shape[-2:]) else 2 * inner * shape.num_elements()
-
-
 @pytest.mark.parametrize("name", ["NetVLADModel", "DbofModel"])
 def test_the_operations_are_those_of_the_graph_that_tensorflow_runs(name):
-    model = built(name, clusters=6)
-    case = device.Case(name, {}, 4, 13, matrix=1, pool=1, rounds=1, seconds=0)
-    engine = device.TensorFlowEngine("cpu", jit_compile=False)
-    batch = engine.unstack(device.generated_batches(model, case))[0]
-    loss = losses.create("CrossEntropyLoss")
-
-    @tf.function
-    def gradients(batch):
-        with tf.GradientTape() as tape:
-            value = loss(batch["labels"], forward(model, batch, training=True))
-        return tape.gradient(value, [v.value for v in model.trainable_variables])
-
-    # What the gradients need; TensorFlow drops the rest before it runs.
-    graph, needed = gradients.get_concrete_function(batch).graph, set()
-    waiting = [output.op for output in graph.outputs]
-    while waiting:
-        op = waiting.pop()
-        if op not in needed:
-            needed.add(op)
-            waiting += [value.op for value in op.inputs]
-    counted = sum(operations(op) for op in needed)
-    assert counted == device.training_flops(model, case.frames) * case.videos
+    case = stages_training.Case("", name, {**SIZES, "clusters": 6}, 4, 13)
+    steps = stages_training.Steps(case, "float32")
+    found = steps.products()
+    # Products with a vector are not counted by hand.
+    flops = sum(p.flops * n for p, n in found.items() if 1 not in p[1:4])
+    assert flops == device.training_flops(steps.model, 13) * case.videos
 
 
 def imported(*modules: str) -> dict[str, set[str]]:
@@ -164,15 +135,6 @@ def test_generated_batches_look_like_those_of_the_reader():
     assert 0 < batches["labels"].mean() < 1
 
 
-def test_batches_from_the_host_come_in_turn_without_end():
-    engine = device.TensorFlowEngine("cpu", jit_compile=False)
-    stream = engine.stream({"x": tf.constant([[1], [2], [3]], tf.uint8)})
-    assert [next(stream)["x"].numpy().tolist() for _ in range(5)] == [
-        *([1], [2], [3]),
-        *([1], [2]),
-    ]
-
-
 def test_everything_measured_takes_turns():
     calls = []
     case = device.Case("", {}, 1, 1, matrix=1, pool=1, rounds=2, seconds=0)
@@ -182,40 +144,62 @@ def test_everything_measured_takes_turns():
     assert all(len(r) == 2 and (r > 0).all() for r in rates.values())
 
 
-def test_a_step_moves_the_weights_and_its_loss_falls():
-    model = built("NetVLADModel", clusters=6)
-    case = device.Case("NetVLADModel", {}, 4, 13, matrix=1, pool=1, rounds=1, seconds=0)
-    engine = device.TensorFlowEngine("cpu", jit_compile=False)
-    batch = engine.unstack(device.generated_batches(model, case))[0]
-    optimizer = keras.optimizers.Adam(0.01)
-    optimizer.build(model.trainable_variables)
-    step = engine.train_step(model, optimizer, losses.create("CrossEntropyLoss"))
-    values = [float(step(batch)) for _ in range(20)]
-    assert values[-1] < values[0]
+STAGE = re.compile(r"^\| (.*) \|$", re.M)
 
 
-def test_the_command_measures_each_model_in_each_precision(capsys):
-    assert main(["--device=cpu", "--quick"]) == 0
+def stages_of(printed):
+    """The cells of each line of the table after its head."""
+    return [line.split(" | ") for line in STAGE.findall(printed)][2:]
+
+
+def test_steps_are_measured_against_their_products(capsys, monkeypatch):
+    kept = [c for c in stages_training.CASES if c.name in ("Logistic", "LSTM 2 x 1024")]
+    monkeypatch.setattr(stages_training, "CASES", kept)
+    assert main(["--device=cpu", "--quick", "--stages=steps"]) == 0
     out = capsys.readouterr().out
-    first = out.splitlines()[0]
-    assert "cores" in first and f"tensorflow {tf.__version__}" in first
-    assert re.findall(r"^`(\w+)`, (\w+),", out, re.M) == [
-        (model, precision)
-        for model in ("NetVLADModel", "DbofModel")
-        for precision in ("bfloat16", "float32")
+    assert "cores" in out and f"tensorflow {tf.__version__}" in out
+    rows = stages_of(out)
+    assert [cells[0] for cells in rows] == [
+        f"{case.name}, step of 4, {precision}"
+        for case in kept
+        for precision in ("float32", "bfloat16")
     ]
-    for label, shares in (
-        ("products", 0),
-        ("copies", 0),
-        ("data on the device", 1),
-        ("data from the host", 2),
-    ):
-        rows = re.findall(rf"^\| {label}.*", out, re.M)
-        assert len(rows) == 4
-        for row in rows:
-            cells = [c.strip() for c in row.strip("|").split("|")]
-            assert float(cells[1].replace(",", "")) > 0
-            assert [float(c) > 0 for c in cells[3:] if c] == [True] * shares
+    for _, rate, _, floor, share, wanted, met in rows:
+        assert rate.endswith(" videos/s") and float(share) > 0
+        assert "products" in floor and not (wanted + met).strip()
+
+
+def test_readers_and_loops_are_measured_and_written_into_the_page(capsys, tmp_path):
+    page = tmp_path / "performance.md"
+    page.write_text("before\n<!-- stages -->\nold\n<!-- end of stages -->\nafter\n")
+    flags = ["--device=cpu", "--quick", f"--output={page}"]
+    assert main([*flags, "--stages=readers,training,loops,memory,growth"]) == 0
+    rows = stages_of(capsys.readouterr().out)
+    text = page.read_text()
+    assert text.startswith("before\n<!-- stages -->\n") and "old" not in text
+    assert text.endswith("<!-- end of stages -->\nafter\n")
+    assert stages_of(text) == rows and len(rows) == 11
+    assert "its peak memory, 3 tiny shards" in [cells[0] for cells in rows]
+    assert (tmp_path / "performance.svg").read_text().count("video inference") == 1
+
+
+def test_what_is_wanted_is_held_against_the_median():
+    def row(**wanted):
+        return Row("x", [1.0, 3.0, 2.0], shares=[0.1, 0.5, 0.4], **wanted)
+
+    assert row().met is None
+    assert row(bar=0.4).met and not row(bar=0.41).met
+    assert row(least=2).met and not row(least=2.1).met
+    assert row(most=2).met and not row(most=1.9).met
+    assert not row(bar=0.4, least=2.1).met
+    assert "| 0.40 | 0.40 of the floor | met |" in report.line(row(bar=0.4))
+
+
+@pytest.mark.parametrize("flag", ["stages", "precisions"])
+def test_unknown_stages_are_refused_in_one_line(flag, capsys):
+    assert main(["--device=cpu", f"--{flag}=readrs"]) == 1
+    error = capsys.readouterr().err
+    assert f"--{flag}: unknown readrs" in error and error.count("\n") == 1
 
 
 def test_without_arguments_the_command_lists_all_benchmarks(capsys):
@@ -233,12 +217,11 @@ def test_without_arguments_the_command_lists_all_benchmarks(capsys):
         assert f"python -m benchmarks{name}" in out
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_a_missing_package_is_said_in_one_line(backend, capsys, monkeypatch):
+def test_a_missing_package_is_said_in_one_line(capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["--device=cpu", f"--backend={backend}"]) == 1
+    assert main(["--device=cpu", "--backend=jax"]) == 1
     error = capsys.readouterr().err
-    assert f"{backend} is not installed" in error and error.count("\n") == 1
+    assert "jax is not installed" in error and error.count("\n") == 1
 
 
 def test_a_missing_gpu_is_said_in_one_line(capsys, monkeypatch):

@@ -8,9 +8,10 @@ weights nor frames get memory, so that models of any size can be asked for.
 """
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -34,6 +35,24 @@ _COUNTS = {
 _SUMS = {"Add": np.add, "AddV2": np.add, "Sub": np.subtract}
 
 Shape = tuple[int, ...]
+
+
+class Product(NamedTuple):
+    """Products of as many matrices [rows, summed] with matrices [summed, columns].
+
+    Attributes:
+        transposed: whether the left and the right matrices lie transposed in memory.
+    """
+
+    count: int
+    rows: int
+    summed: int
+    columns: int
+    transposed: tuple[bool, bool] = (False, False)
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.count * self.rows * self.summed * self.columns
 
 
 @dataclass(frozen=True)
@@ -110,10 +129,26 @@ def _signature(model: YT8MModel, frames: int) -> dict[str, tf.TensorSpec]:
     return signature | {"num_frames": tf.TensorSpec([1], tf.int32)}
 
 
-def _operations(graph: tf.Graph, output: tf.Tensor) -> int:
+def products(graph: tf.Graph, outputs: Sequence[tf.Tensor]) -> Counter[Product]:
+    """The products of matrices that `outputs` need, and how often each is made.
+
+    A convolution is the product with its kernel of what lies below it.
+
+    Raises:
+        ValueError: the graph does not tell how often a loop runs.
+    """
     definition = graph.as_graph_def(add_shapes=True)
     functions = {f.signature.name: f for f in definition.library.function}
-    return _Body(definition.node, [output.name], functions).operations()
+    names = [output.name for output in outputs]
+    return _Body(definition.node, names, functions).products()
+
+
+def _operations(graph: tf.Graph, output: tf.Tensor) -> int:
+    return total_flops(products(graph, [output]))
+
+
+def total_flops(found: Counter[Product]) -> int:
+    return sum(product.flops * times for product, times in found.items())
 
 
 class _Body:
@@ -132,8 +167,11 @@ class _Body:
         self.functions = functions
         self.arguments: dict[str, tuple[Shape, Any]] = arguments or {}
 
-    def operations(self) -> int:
-        return sum(self._operations_of(node) for node in self._needed())
+    def products(self) -> Counter[Product]:
+        found: Counter[Product] = Counter()
+        for node in self._needed():
+            found.update(self._products_of(node))
+        return found
 
     def _needed(self) -> Iterator[tf.compat.v1.NodeDef]:
         seen, queue = set(), list(self.outputs)
@@ -144,55 +182,79 @@ class _Body:
                 queue += self.nodes[name].input
                 yield self.nodes[name]
 
-    def _operations_of(self, node) -> int:
+    def _products_of(self, node) -> Counter[Product]:
         kind = node.op
         if kind == "Einsum":
             return self._of_einsum(node)
         if "MatMul" in kind:
-            first = "transpose_a" if kind == "MatMul" else "adj_x"
-            second = "transpose_b" if kind == "MatMul" else "adj_y"
+            attributes = ("transpose_a", "transpose_b")
+            if kind != "MatMul":
+                attributes = ("adj_x", "adj_y")
+            first, second = (bool(node.attr[name].b) for name in attributes)
             left, right = (self._shape(name) for name in node.input[:2])
-            rows = left[-1 if node.attr[first].b else -2]
-            summed = left[-2 if node.attr[first].b else -1]
-            columns = right[-2 if node.attr[second].b else -1]
-            products = max(left[:-2], right[:-2], key=math.prod)
-            return 2 * math.prod(products) * rows * summed * columns
+            rows, summed = left[-1 if first else -2], left[-2 if first else -1]
+            columns = right[-2 if second else -1]
+            count = max(math.prod(left[:-2]), math.prod(right[:-2]))
+            return Counter([Product(count, rows, summed, columns, (first, second))])
         if kind in _CONVOLUTIONS:
             # Each value of the output takes the kernel of its channel.
-            kernel = self._shape(node.input[1])
-            return 2 * math.prod(self._shape(node.name)) * math.prod(kernel[:-1])
+            kernel = math.prod(self._shape(node.input[1])[:-1])
+            *places, channels = self._shape(node.name)
+            return Counter([Product(1, math.prod(places), kernel, channels)])
         if kind == "DepthwiseConv2dNative":
-            kernel = self._shape(node.input[1])
-            return 2 * math.prod(self._shape(node.name)) * math.prod(kernel[:2])
+            kernel = math.prod(self._shape(node.input[1])[:2])
+            return Counter([Product(1, math.prod(self._shape(node.name)), kernel, 1)])
         if kind in _CALLS:
-            return self._called(node, node.attr["f"].func).operations()
+            return self._called(node, node.attr["f"].func).products()
         if kind in _BRANCHES:
             branches = [
                 *(node.attr[a].func for a in ("then_branch", "else_branch")),
                 *node.attr["branches"].list.func,
             ]
-            return max(
-                self._called(node, branch, first=1).operations()
+            found = [
+                self._called(node, branch, first=1).products()
                 for branch in branches
                 if branch.name
-            )
+            ]
+            return max(found, key=total_flops)
         if kind in _LOOPS:
-            body = self._called(node, node.attr["body"].func).operations()
-            return body and body * self._repetitions(node)
-        return 0
+            body = self._called(node, node.attr["body"].func).products()
+            times = self._repetitions(node) if total_flops(body) else 0
+            return Counter({product: n * times for product, n in body.items()})
+        return Counter()
 
-    def _of_einsum(self, node) -> int:
+    def _of_einsum(self, node) -> Counter[Product]:
         if len(node.input) < 2:
-            return 0
+            return Counter()
         inputs, output = node.attr["equation"].s.decode().split("->")
-        sizes: dict[str, int] = {}
+        operands: list[dict[str, int]] = []
         for letters, name in zip(inputs.split(","), node.input, strict=True):
             before, _, after = letters.partition("...")
-            shape = self._shape(name)
+            shape, sizes = self._shape(name), {}
             sizes |= dict(zip(before, shape, strict=False))
             sizes |= dict(zip(after[::-1], shape[::-1], strict=False))
-        summed = math.prod(n for letter, n in sizes.items() if letter not in output)
-        return 2 * math.prod(self._shape(node.name)) * summed
+            # What "..." stands for, in one.
+            if "..." in letters:
+                own = len(shape) - len(before) - len(after)
+                sizes["..."] = math.prod(shape[len(before) : len(before) + own])
+            operands.append(sizes)
+        left, right = operands
+        kept = {*output.replace("...", ""), *(["..."] if "..." in output else [])}
+
+        def size(wanted) -> int:
+            both = {**left, **right}
+            return math.prod(n for letter, n in both.items() if wanted(letter))
+
+        return Counter(
+            [
+                Product(
+                    size(lambda x: x in left and x in right and x in kept),
+                    size(lambda x: x not in right and x in kept),
+                    size(lambda x: x not in kept),
+                    size(lambda x: x not in left and x in kept),
+                )
+            ]
+        )
 
     def _called(self, node, function, first: int = 0) -> "_Body":
         """The function that a node calls with its inputs from the `first` on."""

@@ -218,9 +218,19 @@ class FrameLevelModel(YT8MModel):
         Returns:
             frames [B, T, D] in the compute dtype and mask bool [B, T].
         """
-        parts = [dequantize(inputs[name], "float32") for name in self.features]
-        frames, mask = self.join(parts, inputs["num_frames"])
-        return l2_normalize(frames, dtype=self.compute_dtype), mask
+        parts = [inputs[name] for name in self.features]
+        bytes_alone = all(
+            keras.backend.standardize_dtype(x.dtype) == "uint8" for x in parts
+        )
+        if self.dynamics or not bytes_alone:
+            parts = [dequantize(x, "float32") for x in parts]
+            frames, mask = self.join(parts, inputs["num_frames"])
+            return l2_normalize(frames, dtype=self.compute_dtype), mask
+        # Bytes are a quarter of the floats to concatenate, and none of them is NaN.
+        frames = dequantize(ops.concatenate(parts, axis=-1), "float32")
+        mask = length_mask(inputs["num_frames"], ops.shape(frames)[1])
+        frames = l2_normalize(frames, dtype=self.compute_dtype, mask=mask[..., None])
+        return frames, mask
 
     def join(self, parts: list[Any], num_frames: Any) -> tuple[Any, Any]:
         """Concatenates features, zeroes the padding, and takes the dynamics if asked.

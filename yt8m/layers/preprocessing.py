@@ -10,6 +10,9 @@ from yt8m.errors import UserError
 from yt8m.layers.constants import from_file
 from yt8m.schema import DEQUANTIZE_OFFSET, DEQUANTIZE_SCALE
 
+_EPSILON = 1e-12
+_FRAMES_AT_ONCE = 8
+
 
 def dequantize(x: Any, dtype: str) -> Any:
     """Bytes to the numbers they stand for; floats are only cast.
@@ -26,19 +29,82 @@ def dequantize(x: Any, dtype: str) -> Any:
 
 
 def l2_normalize(
-    x: Any, axis: int = -1, epsilon: float = 1e-12, dtype: str | None = None
+    x: Any,
+    axis: int = -1,
+    epsilon: float = _EPSILON,
+    dtype: str | None = None,
+    mask: Any = True,
 ) -> Any:
     """x / sqrt(max(sum(x^2), epsilon)) along `axis`, in `dtype` or that of `x`.
 
     Zero vectors stay zero and have zero gradients. Squares are summed in float32:
-    float16 overflows at a norm of 256, and knows no epsilon of 1e-12.
+    float16 overflows at a norm of 256, and knows no epsilon of 1e-12. Where `mask`,
+    bool of the shape of `x` but 1 along `axis`, is false, finite vectors become zero.
     """
     wide = ops.cast(x, "float32")
     squared = ops.sum(ops.square(wide), axis=axis, keepdims=True)
     scale = ops.where(
-        ops.greater(squared, 0.0), ops.rsqrt(ops.maximum(squared, epsilon)), 0.0
+        ops.logical_and(squared > 0.0, mask),
+        ops.rsqrt(ops.maximum(squared, epsilon)),
+        0.0,
     )
     return ops.cast(wide * scale, dtype or x.dtype)
+
+
+def mean_of_normalized(features: list[Any], num_frames: Any) -> Any:
+    """Mean over the valid frames of the dequantised, L2-normalised frames.
+
+    A few frames of all videos at a time, so that neither the frames as floats nor the
+    normalised ones are ever held: they take four times the batch, and to write them
+    takes longer than all else.
+
+    Args:
+        features: [B, T, size] each, bytes or floats; padding may hold anything.
+        num_frames: int32 [B].
+
+    Returns:
+        float32 [B, D]; zeros where no frame is valid.
+    """
+    size, length = ops.shape(features[0])[:2]
+    static = features[0].shape[1]
+    step = ops.minimum(_FRAMES_AT_ONCE, length)
+    if static is not None:
+        step = min(_FRAMES_AT_ONCE, static)
+        if static == 0:
+            return ops.zeros((size, sum(x.shape[-1] for x in features)))
+    num_frames = ops.cast(num_frames, "int32")
+
+    def add(done, sums):
+        start = ops.minimum(done, length - step)
+        places = start + ops.arange(step, dtype="int32")
+        valid = ops.logical_and(places >= done, places < num_frames[:, None])
+        parts = []
+        for x in features:
+            part = ops.slice(x, (0, start, 0), (size, step, x.shape[-1]))
+            if keras.backend.standardize_dtype(x.dtype) != "uint8":
+                part = ops.where(valid[..., None], part, 0)  # it may be NaN
+            parts.append(dequantize(part, "float32"))
+        squared = sum(ops.sum(ops.square(x), axis=-1) for x in parts)
+        scale = ops.where(
+            ops.logical_and(squared > 0.0, valid),
+            ops.rsqrt(ops.maximum(squared, _EPSILON)),
+            0.0,
+        )
+        found = [ops.matmul(scale[:, None], x)[:, 0] for x in parts]
+        return done + step, [a + b for a, b in zip(sums, found, strict=True)]
+
+    longest = ops.minimum(ops.max(num_frames, initial=0), length)
+    _, sums = ops.while_loop(
+        lambda done, sums: done < longest,
+        add,
+        (
+            ops.zeros((), "int32"),
+            [ops.zeros((size, x.shape[-1]), "float32") for x in features],
+        ),
+        maximum_iterations=static and -(-static // step),
+    )
+    count = ops.cast(ops.clip(num_frames, 1, ops.maximum(length, 1)), "float32")
+    return ops.concatenate(sums, axis=-1) / count[:, None]
 
 
 @keras.saving.register_keras_serializable(package="yt8m")

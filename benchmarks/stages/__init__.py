@@ -1,0 +1,1 @@
+"""Every stage of a run, timed in turn with what bounds it."""

@@ -1,0 +1,120 @@
+"""Runs the stages one after the other and reports them."""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import pathlib
+import platform
+import tempfile
+from collections.abc import Iterator
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import tensorflow as tf
+
+from benchmarks import reader as reader_benchmark
+from benchmarks.__main__ import PRECISIONS, cpu_name
+from benchmarks.stages import loops, report, training
+from benchmarks.stages.timing import Row
+from yt8m import runs
+from yt8m.cli.main import command_names
+from yt8m.errors import UserError, near_matches
+
+# Shards and records of each level.
+_SHARDS = {"video": (32, 1024), "frame": (16, 256)}
+_QUICK_SHARDS = {"video": (2, 64), "frame": (2, 8)}
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures what `options` say and prints it.
+
+    Raises:
+        UserError: an unknown stage or precision, or a device that is not there.
+    """
+    stages = _known("stages", options.stages, report.STAGES)
+    precisions = _known("precisions", options.precisions, PRECISIONS)
+    if options.output:
+        report.check_installed()  # before an hour of measurements, not after
+    device = options.device.upper()
+    if not tf.config.list_physical_devices(device):
+        raise UserError(
+            f"--device={options.device}: tensorflow {tf.__version__} sees none here; "
+            "try --backend=jax, or --device=cpu."
+        )
+    runs.load_registries()
+    on_cpu = tf.device("/cpu:0") if device == "CPU" else contextlib.nullcontext()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, on_cpu:
+        flops, copies = loops.gflops(), loops.copy_gigabytes()
+        lines = [
+            f"{_device_name(device)}; tensorflow {tf.__version__}, Keras "
+            f"{keras.__version__}, Python {platform.python_version()}. Load average "
+            f"before the run {os.getloadavg()[0]:.1f}. float32 products of 2,048 x "
+            f"2,048 matrices: {flops:,.0f} GFLOP/s; copies within the host's memory, "
+            f"read and written: {copies:.1f} GB/s.",
+            "",
+            report.HEADER,
+        ]
+        print("\n".join(lines), flush=True)
+        for row in _measure(stages, precisions, options, folder, flops):
+            if options.quick:  # which says nothing
+                row = dataclasses.replace(row, bar=None, least=None, most=None)
+            rows.append(row)
+            print(report.line(row), flush=True)
+    if options.output:
+        path = pathlib.Path(options.output)
+        report.write(path, "\n".join([*lines, *map(report.line, rows)]), rows)
+        print(f"\nWritten to {path}.")
+
+
+def _known(flag: str, value: str | None, known: tuple[str, ...]) -> list[str]:
+    wanted = value.split(",") if value else list(known)
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"--{flag}: unknown {name}. {near_matches(name, known)}")
+    return wanted
+
+
+def _device_name(device: str) -> str:
+    if device == "CPU":
+        return cpu_name()
+    gpu = tf.config.list_physical_devices(device)[0]
+    return tf.config.experimental.get_device_details(gpu).get("device_name", device)
+
+
+def _measure(
+    stages: list[str],
+    precisions: list[str],
+    options: argparse.Namespace,
+    folder: str,
+    flops: float,
+) -> Iterator[Row]:
+    rounds, quick = 1 if options.quick else options.rounds, options.quick
+    paths = {
+        level: reader_benchmark.make_shards(pathlib.Path(folder), level, *size)
+        for level, size in (_QUICK_SHARDS if quick else _SHARDS).items()
+    }
+    speed = flops / loops.STARTER_GFLOPS
+    cases = [training.quick(c) if quick else c for c in training.CASES]
+    commands = command_names()[:2] if quick else command_names()
+    measured = {
+        "readers": lambda: loops.measure_readers(paths, rounds),
+        "steps": lambda: training.measure_steps(cases, precisions, rounds, quick),
+        "training": lambda: training.measure_with_input(
+            paths["frame"], rounds, 8 if quick else 128
+        ),
+        "loops": lambda: loops.measure_loops(paths, folder, rounds, speed),
+        "metrics": lambda: loops.measure_metrics(rounds, 1024 if quick else 32_768),
+        "segments": lambda: loops.measure_segments(folder, rounds, quick),
+        "memory": lambda: loops.measure_memory(
+            paths["frame"], folder, 8 if quick else 1024
+        ),
+        "growth": lambda: loops.measure_growth(
+            folder, *((3, 8) if quick else (4000, 256))
+        ),
+        "startup": lambda: loops.measure_start_up(commands),
+    }
+    for stage in stages:
+        yield from measured[stage]()

@@ -23,7 +23,7 @@ from yt8m.cli.main import command_names
 from yt8m.errors import UserError, near_matches
 
 # Shards and records of each level.
-_SHARDS = {"video": (32, 1024), "frame": (16, 256)}
+_SHARDS = {"video": (48, 1024), "frame": (16, 256)}
 _QUICK_SHARDS = {"video": (2, 64), "frame": (2, 8)}
 
 

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from yt8m.layers.assignment import SoftAssignment, sum_by_cluster
-from yt8m.layers.preprocessing import l2_normalize
+from yt8m.layers.preprocessing import inverse_norm
 
 
 @keras.saving.register_keras_serializable(package="yt8m")
@@ -40,9 +40,13 @@ class NetVLAD(SoftAssignment):
         mass = ops.sum(assignments, axis=1)[:, :, None]  # [B, K, 1]
         origin = offset - self.centres if self.has_centres else offset
         residuals = sum_by_cluster(assignments, frames) * scale + mass * origin
+        # Both norms in one pass: the second is that of what the first leaves of each.
+        squared = ops.sum(ops.square(residuals), axis=-1, keepdims=True)
+        each = inverse_norm(squared)
+        whole = inverse_norm(ops.sum(squared * each * each, axis=1, keepdims=True))
+        vlad = residuals * (each * whole)
         size = self.clusters * frames.shape[-1]
-        vlad = ops.reshape(l2_normalize(residuals), (-1, size))
-        return ops.cast(l2_normalize(vlad), self.compute_dtype)
+        return ops.cast(ops.reshape(vlad, (-1, size)), self.compute_dtype)
 
     def compute_output_shape(self, frames_shape, mask_shape=None):
         return (frames_shape[0], self.clusters * frames_shape[-1])

@@ -43,12 +43,17 @@ def l2_normalize(
     """
     wide = ops.cast(x, "float32")
     squared = ops.sum(ops.square(wide), axis=axis, keepdims=True)
-    scale = ops.where(
+    scale = inverse_norm(squared, epsilon, mask)
+    return ops.cast(wide * scale, dtype or x.dtype)
+
+
+def inverse_norm(squared: Any, epsilon: float = _EPSILON, mask: Any = True) -> Any:
+    """1 / sqrt(max(squared, epsilon)); 0 for 0, and where `mask` is false."""
+    return ops.where(
         ops.logical_and(squared > 0.0, mask),
         ops.rsqrt(ops.maximum(squared, epsilon)),
         0.0,
     )
-    return ops.cast(wide * scale, dtype or x.dtype)
 
 
 def mean_of_normalized(features: list[Any], num_frames: Any) -> Any:
@@ -85,11 +90,7 @@ def mean_of_normalized(features: list[Any], num_frames: Any) -> Any:
                 part = ops.where(valid[..., None], part, 0)  # it may be NaN
             parts.append(dequantize(part, "float32"))
         squared = sum(ops.sum(ops.square(x), axis=-1) for x in parts)
-        scale = ops.where(
-            ops.logical_and(squared > 0.0, valid),
-            ops.rsqrt(ops.maximum(squared, _EPSILON)),
-            0.0,
-        )
+        scale = inverse_norm(squared, mask=valid)
         found = [ops.matmul(scale[:, None], x)[:, 0] for x in parts]
         return done + step, [a + b for a, b in zip(sums, found, strict=True)]
 

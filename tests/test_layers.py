@@ -16,7 +16,11 @@ from yt8m.layers.heads import LogisticHead, MoEHead
 from yt8m.layers.masking import length_mask, masked_mean
 from yt8m.layers.netvlad import NetVLAD
 from yt8m.layers.normalization import BatchNormalization, Centring
-from yt8m.layers.preprocessing import dequantize, l2_normalize
+from yt8m.layers.preprocessing import (
+    dequantize,
+    l2_normalize,
+    mean_of_normalized,
+)
 from yt8m.layers.recurrent import LSTM
 
 LENGTHS = [0, 1, 3, 6]
@@ -124,6 +128,43 @@ def test_l2_normalisation_rounds_after_it_has_scaled():
     y = l2_normalize(tf.constant([[3e-6, 4e-6], [3e6, 4e6]]), dtype="float16")
     assert y.dtype == tf.float16
     np.testing.assert_allclose(tf.cast(y, tf.float32), [[0.6, 0.8]] * 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 21])
+@pytest.mark.parametrize("kind", ["bytes", "floats"])
+def test_the_mean_of_normalised_frames_is_taken_in_parts(kind, length, static):
+    rng = np.random.default_rng(0)
+    lengths = np.array([0, 1, length // 2, length, length + 3], "int32")
+    features, floats = [], []
+    for size in (4, 3):
+        frames = rng.integers(0, 256, (len(lengths), length, size))
+        frames[:, :1] = 0  # a frame like any other; of floats it has no direction
+        if kind == "bytes":
+            features.append(frames.astype("uint8"))
+            floats.append(frames * (4 / 255) + (4 / 512 - 2))
+        else:
+            valid = np.arange(length) < lengths[:, None]
+            features.append(
+                np.where(valid[..., None], frames, np.nan).astype("float32")
+            )
+            floats.append(frames)
+    expected = np.zeros((len(lengths), 7))
+    frames = np.concatenate(floats, axis=-1)
+    for row, count in enumerate(np.minimum(lengths, length)):
+        norms = np.linalg.norm(frames[row, :count], axis=-1, keepdims=True)
+        if count:
+            expected[row] = (frames[row, :count] / np.maximum(norms, 1e-6)).mean(axis=0)
+    shape = [None, length if static else None]
+    specs = [tf.TensorSpec([*shape, x.shape[-1]], x.dtype) for x in features]
+    signature = [specs, tf.TensorSpec([None], tf.int32)]
+    mean = tf.function(mean_of_normalized, input_signature=signature)
+    np.testing.assert_allclose(
+        mean([tf.constant(x) for x in features], tf.constant(lengths)),
+        expected,
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 # Batch normalisation

@@ -159,6 +159,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--precisions", default=",".join(PRECISIONS[::-1]))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", help="a Markdown file to write, the plot beside it")
+    parser.add_argument("--noplot", action="store_true", help="without the plot")
     parser.add_argument("--quick", action="store_true", help="tiny: does it run?")
     options = parser.parse_args(arguments)
     try:

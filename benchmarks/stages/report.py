@@ -77,13 +77,20 @@ def write(path: pathlib.Path, table: str, rows: Sequence[Row]) -> None:
     """Puts table and plot into a Markdown file, in the place of those before.
 
     They stand between two comments; what is around them stays.
+
+    Args:
+        path: the file.
+        table: the whole of it.
+        rows: what the plot shows; without any there is none.
     """
     text = path.read_text() if path.exists() else f"{BEGIN}\n{END}\n"
     if BEGIN not in text or END not in text:
         raise UserError(f"{path} has no lines {BEGIN} and {END} to write between.")
-    picture = path.with_suffix(".svg")
-    plot(rows, picture)
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    body = f"{table}\n\n![Share of the floor, by stage]({picture.name})"
+    body = table
+    if rows:
+        picture = path.with_suffix(".svg")
+        plot(rows, picture)
+        body += f"\n\n![Share of the floor, by stage]({picture.name})"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}")

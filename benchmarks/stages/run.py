@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     """
     stages = _known("stages", options.stages, report.STAGES)
     precisions = _known("precisions", options.precisions, PRECISIONS)
-    if options.output:
+    if options.output and not options.noplot:
         report.check_installed()  # before an hour of measurements, not after
     device = options.device.upper()
     if not tf.config.list_physical_devices(device):
@@ -65,7 +65,8 @@ def run(options: argparse.Namespace) -> None:
             print(report.line(row), flush=True)
     if options.output:
         path = pathlib.Path(options.output)
-        report.write(path, "\n".join([*lines, *map(report.line, rows)]), rows)
+        table = "\n".join([*lines, *map(report.line, rows)])
+        report.write(path, table, [] if options.noplot else rows)
         print(f"\nWritten to {path}.")
 
 

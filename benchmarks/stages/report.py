@@ -5,8 +5,9 @@ import pathlib
 from collections.abc import Sequence
 from statistics import median
 
+from benchmarks.__main__ import digits
 from benchmarks.stages.timing import Row
-from benchmarks.zoo.plots import check_installed
+from benchmarks.zoo.plots import pyplot
 from yt8m.errors import UserError
 
 STAGES = ("readers", "steps", "training", "loops", "metrics", "segments")
@@ -17,10 +18,6 @@ HEADER = (
     "| stage | median | lowest - highest | floor | of it | wanted | |\n"
     "| --- | ---: | ---: | --- | ---: | ---: | --- |"
 )
-
-
-def digits(x: float) -> str:
-    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def line(row: Row) -> str:
@@ -45,13 +42,7 @@ def line(row: Row) -> str:
 
 def plot(rows: Sequence[Row], path: str | os.PathLike) -> None:
     """Writes an SVG: a bar for each share of a floor, a mark where one is wanted."""
-    check_installed()
-    import matplotlib
-
-    matplotlib.use("Agg")
-    # The same file from the same results; text that can be searched.
-    matplotlib.rcParams.update({"svg.hashsalt": "yt8m", "svg.fonttype": "none"})
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     rows = [row for row in rows if row.shares and row.unit.endswith("/s")]
     figure, panel = plt.subplots(

@@ -18,6 +18,7 @@ from benchmarks import reader as reader_benchmark
 from benchmarks.__main__ import PRECISIONS, cpu_name
 from benchmarks.stages import loops, report, training
 from benchmarks.stages.timing import Row
+from benchmarks.zoo.plots import check_installed
 from yt8m import runs
 from yt8m.cli.main import command_names
 from yt8m.errors import UserError, near_matches
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     stages = _known("stages", options.stages, report.STAGES)
     precisions = _known("precisions", options.precisions, PRECISIONS)
     if options.output and not options.noplot:
-        report.check_installed()  # before an hour of measurements, not after
+        check_installed()  # before an hour of measurements, not after
     device = options.device.upper()
     if not tf.config.list_physical_devices(device):
         raise UserError(

@@ -15,15 +15,22 @@ def check_installed() -> None:
         )
 
 
-def plot_kinds(rows: Seeds, path: str | os.PathLike) -> None:
-    """Writes an SVG: a panel for each kind, a point with its deviation for each row."""
+def pyplot():
+    """The module, set to write the same file from the same results, with text that can
+    be searched. Raises `UserError` where there is no matplotlib."""
     check_installed()
     import matplotlib
 
     matplotlib.use("Agg")
-    # The same file from the same results; text that can be searched.
     matplotlib.rcParams.update({"svg.hashsalt": "yt8m", "svg.fonttype": "none"})
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def plot_kinds(rows: Seeds, path: str | os.PathLike) -> None:
+    """Writes an SVG: a panel for each kind, a point with its deviation for each row."""
+    plt = pyplot()
     import numpy as np
 
     names = list(rows)

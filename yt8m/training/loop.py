@@ -645,7 +645,7 @@ class StepFunctions:
             seen = mix(seen, self.settings.mixup, seed)
         gradients, loss, penalty, logits = self._compute(seen, size)
         gradients, loss = replicas.all_reduce(total, (gradients, loss))
-        # A third of the time of `tf.norm`, which writes all squares down.
+        # Less than half of the time of `tf.norm`, which writes all squares down.
         norms = [tf.sqrt(2 * tf.nn.l2_loss(g)) for g in gradients]
         global_norm = tf.norm(tf.stack(norms))
         finite = tf.math.is_finite(loss)

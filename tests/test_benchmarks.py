@@ -182,6 +182,19 @@ def test_readers_and_loops_are_measured_and_written_into_the_page(capsys, tmp_pa
     assert "its peak memory, 3 tiny shards" in [cells[0] for cells in rows]
 
 
+def test_what_would_fail_at_the_end_is_refused_at_the_start(capsys, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("no place\n")
+    for flag, said in (
+        (f"--output={page}", "has no lines"),
+        ("--rounds=0", "at least"),
+    ):
+        assert main(["--device=cpu", flag]) == 1
+        error = capsys.readouterr().err
+        assert flag.partition("=")[0] in error and said in error
+        assert error.count("\n") == 1
+
+
 def test_what_is_wanted_is_held_against_the_median():
     def row(**wanted):
         return Row("x", [1.0, 3.0, 2.0], shares=[0.1, 0.5, 0.4], **wanted)

@@ -64,6 +64,20 @@ def plot(rows: Sequence[Row], path: str | os.PathLike) -> None:
     plt.close(figure)
 
 
+def read_page(path: pathlib.Path) -> str:
+    """The page to write into, an empty one if there is none.
+
+    Raises:
+        UserError: it has no place for the table.
+    """
+    text = path.read_text() if path.exists() else f"{BEGIN}\n{END}\n"
+    if BEGIN not in text or END not in text:
+        raise UserError(
+            f"--output={path} has no lines {BEGIN} and {END} to write between."
+        )
+    return text
+
+
 def write(path: pathlib.Path, table: str, rows: Sequence[Row]) -> None:
     """Puts table and plot into a Markdown file, in the place of those before.
 
@@ -74,9 +88,7 @@ def write(path: pathlib.Path, table: str, rows: Sequence[Row]) -> None:
         table: the whole of it.
         rows: what the plot shows; without any there is none.
     """
-    text = path.read_text() if path.exists() else f"{BEGIN}\n{END}\n"
-    if BEGIN not in text or END not in text:
-        raise UserError(f"{path} has no lines {BEGIN} and {END} to write between.")
+    text = read_page(path)
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     body = table
     if rows:

@@ -32,12 +32,18 @@ def run(options: argparse.Namespace) -> None:
     """Measures what `options` say and prints it.
 
     Raises:
-        UserError: an unknown stage or precision, or a device that is not there.
+        UserError: an unknown stage or precision, no rounds, a page that cannot be
+            written into, or a device that is not there.
     """
     stages = _known("stages", options.stages, report.STAGES)
     precisions = _known("precisions", options.precisions, PRECISIONS)
-    if options.output and not options.noplot:
-        check_installed()  # before an hour of measurements, not after
+    if options.rounds < 1:
+        raise UserError(f"--rounds must be at least 1, not {options.rounds}.")
+    # Before an hour of measurements, not after.
+    if options.output:
+        report.read_page(pathlib.Path(options.output))
+        if not options.noplot:
+            check_installed()
     device = options.device.upper()
     if not tf.config.list_physical_devices(device):
         raise UserError(

@@ -26,11 +26,13 @@ import tensorflow as tf  # noqa: E402
 from yt8m import schema  # noqa: E402
 from yt8m.config import DataConfig, FrameSelection  # noqa: E402
 from yt8m.data.pipeline import Reader  # noqa: E402
+from yt8m.data.predictions import PredictionsWriter  # noqa: E402
 from yt8m.data.records import (  # noqa: E402
     encode_frame_record,
     encode_video_record,
     write_records,
 )
+from yt8m.data.soft_labels import SoftLabels  # noqa: E402
 from yt8m.data.synthetic import draw_length  # noqa: E402
 
 FRAMES = DataConfig("frame", schema.FRAME_FEATURES)
@@ -38,10 +40,11 @@ SOME_FRAMES = DataConfig("frame", schema.FRAME_FEATURES, frames=FrameSelection(3
 VIDEOS = DataConfig("video", schema.VIDEO_FEATURES)
 BATCH_SIZE = {"frame": 128, "video": 1024}
 WINDOW = {"frame": 1024, "video": 16384}
+_SOFT_CLASSES = 100  # of each video, as `inference.py` stores them
 
 
 def make_shards(folder: pathlib.Path, level: str, shards: int, records: int):
-    """Writes shards of random features; returns their paths."""
+    """Writes shards of random features and their soft labels; returns their paths."""
     rng = np.random.default_rng(0)
     features = schema.FRAME_FEATURES if level == "frame" else schema.VIDEO_FEATURES
     # Slices of one noise, since drawing it anew would take most of the time.
@@ -52,23 +55,39 @@ def make_shards(folder: pathlib.Path, level: str, shards: int, records: int):
         for name, size in features.items()
     }
 
-    def encode() -> Iterator[bytes]:
-        for number in range(records):
+    def encode(shard: int) -> Iterator[bytes]:
+        for number in range(shard * records, (shard + 1) * records):
             labels = sorted(rng.integers(0, schema.NUM_CLASSES, 3).tolist())
             start = int(rng.integers(0, 600))
             if level == "frame":
                 end = start + draw_length(rng, schema.MAX_FRAMES)
                 cut = {name: values[start:end] for name, values in noise.items()}
-                yield encode_frame_record(f"{number:04d}", cut, labels)
+                yield encode_frame_record(_id(number), cut, labels)
             else:
                 # Turned, so that no two videos are alike.
                 cut = {name: np.roll(v[start], number) for name, v in noise.items()}
-                yield encode_video_record(f"{number:04d}", cut, labels)
+                yield encode_video_record(_id(number), cut, labels)
 
     paths = [str(folder / f"{level}{shard:02d}.tfrecord") for shard in range(shards)]
-    for path in paths:
-        write_records(path, encode())
+    for shard, path in enumerate(paths):
+        write_records(path, encode(shard))
+    with PredictionsWriter(
+        _soft_labels(paths), schema.NUM_CLASSES, _SOFT_CLASSES
+    ) as writer:
+        for shard in range(shards):
+            numbers = range(shard * records, (shard + 1) * records)
+            scores = rng.random((records, schema.NUM_CLASSES), np.float32)
+            writer.write([_id(number).encode() for number in numbers], scores)
     return paths
+
+
+def _id(number: int) -> str:
+    return f"{number:06d}"
+
+
+def _soft_labels(paths: list[str]) -> str:
+    """Where the soft labels of the shards' videos are."""
+    return f"{os.path.dirname(paths[0])}/{len(paths)}.predictions"
 
 
 def raw(paths: list[str], level: str, passes: int) -> int:
@@ -121,8 +140,13 @@ def one_at_a_time(paths: list[str], level: str, passes: int) -> int:
     return sum(len(ids) for ids, _, _ in dataset)
 
 
-def ours(config: DataConfig, seed: int | None) -> Callable[..., int]:
+def ours(
+    config: DataConfig, seed: int | None, taught: bool = False
+) -> Callable[..., int]:
     def read(paths: list[str], level: str, passes: int) -> int:
+        teacher = None
+        if taught:
+            teacher = SoftLabels(_soft_labels(paths), schema.NUM_CLASSES)
         reader = Reader(
             paths,
             config,
@@ -130,6 +154,7 @@ def ours(config: DataConfig, seed: int | None) -> Callable[..., int]:
             seed=seed,
             num_epochs=passes,
             shuffle_window=WINDOW[level],
+            soft_labels=teacher,
         )
         return sum(len(host["id"]) for _, host in reader.dataset())
 
@@ -141,6 +166,7 @@ VARIANTS = {
         "raw records": raw,
         "one at a time, float32, shuffled": one_at_a_time,
         "**this reader, shuffled**": ours(FRAMES, seed=0),
+        "this reader, shuffled, with soft labels": ours(FRAMES, seed=0, taught=True),
         "this reader, in file order": ours(FRAMES, seed=None),
         "this reader, 30 random frames, shuffled": ours(SOME_FRAMES, seed=0),
     },
@@ -148,6 +174,7 @@ VARIANTS = {
         "raw records": raw,
         "one at a time, shuffled": one_at_a_time,
         "**this reader, shuffled**": ours(VIDEOS, seed=0),
+        "this reader, shuffled, with soft labels": ours(VIDEOS, seed=0, taught=True),
         "this reader, in file order": ours(VIDEOS, seed=None),
     },
 }

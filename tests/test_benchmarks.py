@@ -739,7 +739,7 @@ def test_weights_are_learned_that_leave_out_a_member_that_guesses():
 def test_soft_labels_are_compared_with_hard_ones_that_mostly_miss(
     tmp_path, monkeypatch
 ):
-    names = ("hard labels", "soft labels alone")
+    names = ("hard labels", "calibrated soft labels alone")
     chosen = {name: rows.CORRUPTED_ROWS[name] for name in names}
     monkeypatch.setattr(embedded, "CORRUPTED_ROWS", chosen)
     flags = ["--parts=corrupted", "--seeds=1", "--steps=6", "--videos=400", "--noplot"]
@@ -749,4 +749,4 @@ def test_soft_labels_are_compared_with_hard_ones_that_mostly_miss(
     assert hard["gap"] != soft["gap"] and hard["recall"] == soft["recall"]
     assert 0.1 < hard["recall"] < 0.2 and 0.7 < hard["precision"] < 0.9
     text = (tmp_path / "q.md").read_text()
-    assert re.search(r"^- soft labels alone: .*(met|missed)\.$", text, re.M)
+    assert re.search(r"^- calibrated soft labels alone: .*(met|missed)\.$", text, re.M)

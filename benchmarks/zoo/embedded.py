@@ -33,6 +33,7 @@ from benchmarks.zoo.videos import (
     save,
 )
 from yt8m.data.synthetic import SyntheticConfig
+from yt8m.ensemble.calibration import fit_calibration
 
 _CLASSES_OF_KIND = 12
 _FRAMES = 40
@@ -170,14 +171,16 @@ class _MeasureCorrupted(_Measure):
         teachers = [compiled(teacher) for teacher in TEACHERS if row.soft_labels]
         for seed in seeds:
             train, scored = self.videos(seed)
-            given = np.count_nonzero(train.labels)
             right = np.count_nonzero(train.labels & train.truth)
             found = {
                 "recall": right / np.count_nonzero(train.truth),
-                "precision": right / given,
+                "precision": right / np.count_nonzero(train.labels),
             }
             if teachers:
                 soft = _out_of_fold(teachers, train, seed)
+                if row.calibrated:
+                    given = [(soft, train.labels)]
+                    soft = fit_calibration(given, _LABEL_CLASSES)(soft)
                 labels = train.labels + row.soft_labels * (soft - train.labels)
                 train = dataclasses.replace(train, labels=labels.astype(np.float32))
             (end,) = student.epochs(train, seed)

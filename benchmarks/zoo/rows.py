@@ -63,6 +63,7 @@ class Row:
         ranking_weight: of the soft ranking loss, added to the label loss.
         mixup: alpha of the Beta distribution; 0 mixes nothing.
         soft_labels: weight of the teachers' labels, where there are teachers.
+        calibrated: whether these are calibrated first.
         epochs: of real videos.
         sees_labels: of a head, whether classes depend on the scores of others; None
             of one that is there for comparison.
@@ -84,6 +85,7 @@ class Row:
     ranking_weight: float = 0.0
     mixup: float = 0.0
     soft_labels: float = 0.0
+    calibrated: bool = False
     epochs: int = 40
     sees_labels: bool | None = None
 
@@ -94,7 +96,7 @@ class Row:
         found = {name: getattr(self, name) for name in names}
         # Those that only some rows have.
         added = ("label_loss", "label_loss_args", "ranking_weight", "mixup")
-        for name in (*added, "soft_labels"):
+        for name in (*added, "soft_labels", "calibrated"):
             value = getattr(self, name)
             if value and value != "CrossEntropyLoss":
                 found[name] = value
@@ -277,14 +279,20 @@ CORRUPTED_DATA = {
     "hidden_labels": 3.1,
     "wrong_labels": 0.222,
 }
-# What gives the soft labels: the mean of these, out of fold.
-TEACHERS = [_head(0.03, head="logistic"), _head(0.01, head="moe")]
+# Rates and penalties are the best of a few on a seed that is not scored. What gives the
+# soft labels is the mean of the teachers, out of fold.
+TEACHERS = [_head(0.1, head="logistic", l2_penalty=penalty) for penalty in (1e-4, 3e-4)]
 _HARD = _head(0.03, head="logistic")
+_STUDENT = replace(_HARD, rate=0.3)
+CORRUPTED_BASELINE = "hard labels"
 CORRUPTED_ROWS = {
-    "hard labels": _HARD,
-    "soft labels, weight 0.5": replace(_HARD, soft_labels=0.5),
-    "soft labels, weight 0.9": replace(_HARD, soft_labels=0.9),
-    "soft labels alone": replace(_HARD, soft_labels=1.0),
+    CORRUPTED_BASELINE: _HARD,
+    "hard labels, L2 penalty": TEACHERS[0],
+    "soft labels alone": replace(_STUDENT, soft_labels=1.0),
+    "calibrated soft labels, weight 0.5": replace(
+        _HARD, rate=0.1, soft_labels=0.5, calibrated=True
+    ),
+    "calibrated soft labels alone": replace(_STUDENT, soft_labels=1.0, calibrated=True),
 }
 
 
@@ -313,10 +321,15 @@ REAL_ROWS = {
     REAL_BASELINE: _video("MoeModel", 0.01, 1024, "constant", 130, num_mixtures=2),
     "MoeModel (batch 128)": _video("MoeModel", 0.01, 128, "constant", num_mixtures=2),
     "CentredMoeModel": _video("CentredMoeModel", 0.005, 128, "constant", 50),
-    "CentredMoeModel (emphasis)": _video(
-        *("CentredMoeModel", 0.005, 128, "constant", 50),
-        emphasis=2.0,
-        feature_scales=(1.0, 0.4),
+    "CentredMoeModel (pseudo-Huber)": replace(
+        _video(
+            *("CentredMoeModel", 0.005, 128, "constant", 60),
+            num_mixtures=1,
+            emphasis=1.0,
+            feature_scales=(1.0, 0.4),
+        ),
+        label_loss="PseudoHuberLoss",
+        label_loss_args={"delta": 0.5},
     ),
     "LogisticModel": _video("LogisticModel", 0.01),
     "ResNetLikeModel": _video("ResNetLikeModel", 0.0005, inner_size=1024),

@@ -94,7 +94,7 @@ def collect(
         count = most_videos
     parts, first, positives = [], 0, 0
     for ids, rows in joined(sources, _VIDEOS, places):
-        labels = _labels(sources[0].path, ids, truth)
+        labels = labels_of(sources[0].path, ids, truth)
         parts.append(_block(sources, rows, labels, score, 2 * top_k))
         parts[-1][0] += first
         first += len(ids)
@@ -107,7 +107,7 @@ def collect(
     )
 
 
-def _labels(path: str, ids: list[bytes], truth: GroundTruth) -> np.ndarray:
+def labels_of(path: str, ids: list[bytes], truth: GroundTruth) -> np.ndarray:
     """The labels bool [n, C] of videos."""
     labels = np.zeros((len(ids), truth.num_classes), bool)
     for own, video_id in zip(labels, ids, strict=True):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from yt8m.ensemble.calibration import logits_of
 from yt8m.ensemble.sources import Source, best_classes, joined
 
 METHODS = ("mean", "geometric", "rank")
@@ -23,12 +24,6 @@ METHODS = ("mean", "geometric", "rank")
 _VIDEOS = 512  # at once: their scores take 8 MB for 3,862 classes
 _MOST_LOGIT = 20.0  # of ranks; a float32 next to 1 has 16.6
 _RANK_BINS = 1 << 20  # 4e-5 of a logit each
-
-
-def logits_of(probabilities: np.ndarray, floor: float) -> np.ndarray:
-    """Logits float32 of probabilities, which are taken within [floor, 1 - 2^-24]."""
-    p = np.clip(probabilities.astype(np.float64), floor, 1 - 2**-24)
-    return (np.log(p) - np.log1p(-p)).astype(np.float32)
 
 
 class RankTable:

@@ -115,3 +115,24 @@ def test_parts_resume_where_the_whole_does_also_with_remembered_counts(tmp_path)
                 n = len(batch)
                 expected.append(batch[n * first // 3 : n * (first + 1) // 3])
             assert slices == expected
+
+
+@pytest.mark.parametrize("level", CONFIGS)
+def test_large_batches_are_the_same_with_fewer_under_way(tmp_path, monkeypatch, level):
+    files = make_files(tmp_path, level, [3, 5, 4])
+
+    def read() -> list[dict[str, np.ndarray]]:
+        reader = Reader(files, CONFIGS[level], batch_size=5, seed=1, num_epochs=2)
+        return [
+            {name: values.numpy() for name, values in (batch | host).items()}
+            for batch, host in reader.dataset(1)
+        ]
+
+    usual = read()
+    monkeypatch.setattr(pipeline, "_LARGE_BATCH", 0)
+    fewer = read()
+    assert len(usual) == len(fewer) == 4
+    for own, other in zip(usual, fewer, strict=True):
+        assert own.keys() == other.keys()
+        for name, values in own.items():
+            np.testing.assert_array_equal(values, other[name])

@@ -52,6 +52,7 @@ _WINDOW = {"frame": 1024, "video": 16384, "segment": 16384}
 _BUFFER_BYTES = 1 << 20
 _EXAMINED_AT_ONCE = 256
 _MOST_PARSERS = 8  # each holds a batch
+_LARGE_BATCH = 1 << 27  # bytes of features; of such, fewer are under way
 _LEFT_OUT = b"\0"  # in place of an example; no protobuf begins with a zero
 
 
@@ -76,7 +77,7 @@ class Reader:
     270 KB each at frame level (280 MB by default), 4.7 KB at video level (77 MB) and
     6 KB for segments (100 MB);
     beside it two batches of records, two parsed ones, and one for each core (eight
-    at most) are under way.
+    at most) are under way; one of each of batches of more than 128 MB.
 
     Args:
         files: paths of TFRecord files; evaluation reads them in this order.
@@ -266,7 +267,11 @@ class Reader:
         records = self._records(start_batch * self.batch_size)
         # Strings are moved into the batch, and parsed at once: stages that see one
         # record at a time cost more than the parsing.
-        batches = records.batch(self.batch_size).prefetch(2).enumerate(start_batch)
+        large = self._batch_bytes() > _LARGE_BATCH
+        ahead, parsers = (
+            (1, 1) if large else (2, min(os.cpu_count() or 1, _MOST_PARSERS))
+        )
+        batches = records.batch(self.batch_size).prefetch(ahead).enumerate(start_batch)
         # The strings stay where they are: each replica's slice is cut as it is parsed.
         replicas = tf.data.Dataset.range(part.count, output_type=tf.int32)
         slices = batches.flat_map(
@@ -274,14 +279,21 @@ class Reader:
         )
         slices = slices.map(
             functools.partial(self._parse_slice, part),
-            num_parallel_calls=min(os.cpu_count() or 1, _MOST_PARSERS),
+            num_parallel_calls=parsers,
             deterministic=True,
         )
         # Tuning takes the time of every record at every stage, which costs a tenth of
         # the rate at video level; there is nothing to be tuned.
         options = tf.data.Options()
         options.autotune.enabled = False
-        return slices.prefetch(2 * part.count).with_options(options)
+        return slices.prefetch(ahead * part.count).with_options(options)
+
+    def _batch_bytes(self) -> int:
+        """Of the features of the longest examples."""
+        sizes = self.config.features.items()
+        values = sum(n * (4 if name in self.float_features else 1) for name, n in sizes)
+        frames = 1 if self.config.level == "video" else self.config.max_frames
+        return self.batch_size * frames * values
 
     def _records(self, first: int) -> tf.data.Dataset:
         """The serialized examples from position `first` of the order on."""

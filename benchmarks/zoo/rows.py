@@ -323,13 +323,13 @@ REAL_ROWS = {
     "CentredMoeModel": _video("CentredMoeModel", 0.005, 128, "constant", 50),
     "CentredMoeModel (pseudo-Huber)": replace(
         _video(
-            *("CentredMoeModel", 0.005, 128, "constant", 60),
+            *("CentredMoeModel", 0.01, 128, "constant", 48),
             num_mixtures=1,
-            emphasis=1.0,
+            emphasis=2.0,
             feature_scales=(1.0, 0.4),
         ),
         label_loss="PseudoHuberLoss",
-        label_loss_args={"delta": 0.5},
+        label_loss_args={"delta": 0.2},
     ),
     "LogisticModel": _video("LogisticModel", 0.01),
     "ResNetLikeModel": _video("ResNetLikeModel", 0.0005, inner_size=1024),
@@ -364,7 +364,7 @@ TECHNIQUES = {
 MEMBERS = {
     "LogisticModel": REAL_ROWS["LogisticModel"],
     "MoeModel": replace(REAL_ROWS["MoeModel (batch 128)"], epochs=24),
-    "CentredMoeModel": replace(REAL_ROWS["CentredMoeModel"], epochs=35),
+    "CentredMoeModel": REAL_ROWS["CentredMoeModel (pseudo-Huber)"],
     "ResNetLikeModel": REAL_ROWS["ResNetLikeModel"],
     "ThsModel": replace(REAL_ROWS["ThsModel"], epochs=30),
     "MlpModel": REAL_ROWS["MlpModel"],

@@ -22,9 +22,6 @@ from yt8m.cli import flags as shared
 
 
 def define(flags: shared.FlagValues) -> None:
-    from yt8m.cli.main import import_tensorflow
-
-    import_tensorflow()  # quietly; the next import needs it
     from yt8m.data.synthetic import KINDS, MORE_KINDS, SPLITS, SyntheticConfig
 
     default = SyntheticConfig()

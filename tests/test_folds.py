@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from test_export import CLASSES, make_run
 from test_predict import make_shards, read_records
 from yt8m.cli import main
-from yt8m.cli.folds import split
+from yt8m.cli.folds import fold_of, split
 from yt8m.data.files import list_files
 from yt8m.data.predictions import Predictions
+from yt8m.data.records import encode_video_record, write_records
 from yt8m.errors import UserError
 
 
@@ -128,3 +130,67 @@ def test_out_of_fold_predictions_are_of_the_run_that_did_not_see_the_video(
             found.probabilities(found.rows(own)),
             alone[i].probabilities(np.arange(len(own))),
         )
+
+
+def test_videos_are_dealt_by_their_ids_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files = make_shards(tmp_path, "video")
+    flags = ["--output_dir=folds", "--num_folds=3", "--by_id"]
+    pattern = f"--input_data_pattern={','.join(files)}"
+    for _ in range(2):  # the same again
+        assert run_command("folds", pattern, *flags) == 0
+    assert re.search(
+        r"fold 0: (\d+) videos held out, (\d+) to", capsys.readouterr().out
+    )
+    everything = {r.id: r for r in read_records(files)}
+    seen = []
+    for i in range(3):
+        held_out = read_records(list_files(f"@folds/held-out-{i}.txt", "--x"))
+        others = read_records(list_files(f"@folds/train-{i}.txt", "--x"))
+        own = [r.id for r in held_out]
+        assert own and all(fold_of(video, 3) == i for video in own)
+        assert sorted(own + [r.id for r in others]) == sorted(everything)
+        for record in held_out:
+            assert record.labels == everything[record.id].labels
+            np.testing.assert_array_equal(
+                record.features["mean_rgb"], everything[record.id].features["mean_rgb"]
+            )
+        seen += own
+    assert sorted(seen) == sorted(everything)
+    # As many shards more or less, in another order: the same folds.
+    other = ["--output_dir=other", "--num_folds=3", "--by_id"]
+    reverse = f"--input_data_pattern={files[-1]}"
+    assert run_command("folds", reverse, *other) == 0
+    for i in range(3):
+        for record in read_records(list_files(f"@other/held-out-{i}.txt", "--x")):
+            assert fold_of(record.id, 3) == i
+    assert run_command("folds", pattern, *flags, "--seed=1") == 1
+    assert "folds holds another split" in capsys.readouterr().err
+    assert any(fold_of(video, 3) != fold_of(video, 3, seed=1) for video in everything)
+
+
+def test_what_cannot_be_dealt_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mean = {"mean_rgb": np.zeros(4, "f")}
+    write_records("ids", [encode_video_record(f"v{i}", mean, [0]) for i in range(40)])
+    write_records("none", [encode_video_record("", mean, [0])])
+    whole = (tmp_path / "ids").read_bytes()
+    (tmp_path / "cut").write_bytes(whole[:-9])
+    flags = ["--output_dir=folds", "--by_id"]
+    for name, folds, said in (
+        ("none", 2, "none, record 0 has no id."),
+        ("cut", 2, "cut"),
+        ("ids", 100, "None of 40 videos falls into fold"),
+    ):
+        arguments = [f"--input_data_pattern={name}", f"--num_folds={folds}", *flags]
+        assert run_command("folds", *arguments) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said in error
+        assert os.listdir("folds") == []
+    assert (
+        run_command("folds", "--input_data_pattern=ids", "--num_folds=2", *flags) == 0
+    )
+    (own,) = list_files("@folds/held-out-0.txt", "--x")
+    again = [f"--input_data_pattern={own}", "--num_folds=2", *flags]
+    assert run_command("folds", *again) == 1
+    assert "is an input; choose another --output_dir" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def join_records(
 
     def joined(path: str) -> Iterator[bytes]:
         nonlocal missing
-        for number, serialized in _read(path):
+        for number, serialized in read_numbered(path):
             progress.update(1)
             where = f"{path}, record {number}"
             record = _parse(where, serialized)
@@ -146,7 +146,7 @@ def _check_sizes(where: str, record: Any, sizes: dict[str, int]) -> None:
             raise DataError(f"{where} has {found} floats of {name}, and others {size}.")
 
 
-def _read(path: str) -> Iterator[tuple[int, bytes]]:
+def read_numbered(path: str) -> Iterator[tuple[int, bytes]]:
     """The number of each record, and the record."""
     number = 0
     try:
@@ -190,7 +190,9 @@ class RecordsById:
             shard = index.scan(path)
             for fault in shard.faults.values():
                 raise DataError(f"{path}: {fault}.")
-            hashes = hash_ids([read_id(record).encode() for _, record in _read(path)])
+            hashes = hash_ids(
+                [read_id(record).encode() for _, record in read_numbered(path)]
+            )
             ids.append(hashes)
             owners.append(np.full(len(hashes), number))
             offsets.append(shard.offsets)

@@ -240,6 +240,15 @@ def wants_static_shapes(strategy: tf.distribute.Strategy | None) -> bool:
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
+def on_the_host(strategy: tf.distribute.Strategy) -> bool:
+    """Whether all is computed by the one processor that reads the batches."""
+    devices = strategy.extended.worker_devices
+    return (
+        isinstance(strategy, tf.distribute.OneDeviceStrategy)
+        and tf.DeviceSpec.from_string(devices[0]).device_type == "CPU"
+    )
+
+
 def _has_workers(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 

@@ -24,7 +24,7 @@ import tensorflow as tf
 from yt8m import evaluation, losses, runs
 from yt8m.config import RunConfig
 from yt8m.data.pipeline import Reader
-from yt8m.distribution import is_chief, part_of, worker_count
+from yt8m.distribution import is_chief, on_the_host, part_of, worker_count
 from yt8m.errors import UserError
 from yt8m.events import EventWriter
 from yt8m.layers.dropout import drawing_for
@@ -533,7 +533,11 @@ class StepFunctions:
             dataset = reader.replica_dataset(start_batch, self.part)
             return dataset.map(lambda batch, host: batch)
 
-        dataset = self.strategy.distribute_datasets_from_function(features)
+        if on_the_host(self.strategy):
+            # It is where it is wanted; distributed, two more batches would wait.
+            dataset = features(None)
+        else:
+            dataset = self.strategy.distribute_datasets_from_function(features)
         # Where there are several replicas, a spec for each of them, all alike.
         spec = tf.nest.map_structure(
             lambda s: s._value_specs[0] if hasattr(s, "_value_specs") else s,

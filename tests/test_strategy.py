@@ -12,6 +12,7 @@ from yt8m.distribution import (
     create_strategy,
     device_names,
     is_chief,
+    on_the_host,
     part_of,
     read_cluster,
     refuse_workers,
@@ -218,3 +219,13 @@ def test_workers_that_come_after_the_first_operation_are_told_so(set_cluster, na
     set_cluster("worker", 0, worker=["localhost:1", "localhost:2"])
     with pytest.raises(UserError, match="must be the first thing that a program"):
         create_strategy(name)
+
+
+def test_only_one_processor_reads_where_it_computes():
+    assert on_the_host(tf.distribute.OneDeviceStrategy("/cpu:0"))
+    for other in (
+        tf.distribute.get_strategy(),
+        tf.distribute.OneDeviceStrategy("/gpu:0"),
+        tf.distribute.MirroredStrategy(["/cpu:0"]),
+    ):
+        assert not on_the_host(other)

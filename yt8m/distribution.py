@@ -242,11 +242,10 @@ def wants_static_shapes(strategy: tf.distribute.Strategy | None) -> bool:
 
 def on_the_host(strategy: tf.distribute.Strategy) -> bool:
     """Whether all is computed by the one processor that reads the batches."""
-    devices = strategy.extended.worker_devices
-    return (
-        isinstance(strategy, tf.distribute.OneDeviceStrategy)
-        and tf.DeviceSpec.from_string(devices[0]).device_type == "CPU"
-    )
+    if not isinstance(strategy, tf.distribute.OneDeviceStrategy):
+        return False
+    (device,) = strategy.extended.worker_devices
+    return tf.DeviceSpec.from_string(device).device_type == "CPU"
 
 
 def _has_workers(strategy: tf.distribute.Strategy) -> bool:

@@ -25,6 +25,8 @@ from yt8m.metrics import (
     mean_average_precision_at_k,
     perr,
 )
+from yt8m.metrics.best_classes import best_classes
+from yt8m.metrics.exact import KeptBatch, KeptLogits
 from yt8m.metrics.ranking import TopRanked, rank_top
 
 # ---- twins: lists, loops and sorted tuples, nothing shared with the code tested
@@ -938,3 +940,62 @@ def test_real_top_10_lists_give_the_published_values(real_data):
     assert np.mean([found[0] for found in hits.values()]) == pytest.approx(
         0.9640872464573492, abs=1e-9
     )
+
+
+# ---- parts of the metrics
+
+_CHANGES = {
+    "none": lambda s, rng: s,
+    "many equal": lambda s, rng: np.round(s),
+    "all equal": lambda s, rng: np.zeros_like(s),
+    "zeros of either sign": lambda s, rng: s * rng.integers(0, 2, s.shape),
+    "few rated": lambda s, rng: np.where(rng.random(s.shape) < 0.98, -np.inf, s),
+    "infinite": lambda s, rng: np.where(rng.random(s.shape) < 0.02, np.inf, s),
+}
+
+
+@pytest.mark.parametrize("change", _CHANGES)
+@pytest.mark.parametrize("num_classes", [1, 20, 129, 700])
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_best_classes_are_those_of_a_stable_sort(change, num_classes, k):
+    rng = np.random.default_rng(num_classes + k)
+    for rows in (0, 1, 13):
+        scores = rng.standard_normal((rows, num_classes))
+        scores = _CHANGES[change](scores, rng).astype(np.float32)
+        expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        classes, values = best_classes(scores, k)
+        np.testing.assert_array_equal(classes, expected)
+        np.testing.assert_array_equal(
+            values, np.take_along_axis(scores, expected, axis=1)
+        )
+
+
+@pytest.mark.parametrize("nan", [np.float32(np.nan), -np.float32(np.nan)])
+@pytest.mark.parametrize("num_classes", [30, 700])
+def test_nan_ranks_first_so_that_it_is_seen(nan, num_classes):
+    scores = np.random.default_rng(0).standard_normal((4, num_classes), np.float32)
+    scores[2, 17] = nan
+    classes, values = best_classes(scores, 3)
+    assert classes[2, 0] == 17 and np.isnan(values[2, 0])
+    assert np.isnan(values).sum() == 1
+    with pytest.raises(ValueError, match=r"NaN at \[2, 17\]"):
+        rank_top(scores, np.zeros_like(scores), 3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_exact_ranks_do_not_depend_on_the_number_of_threads(monkeypatch, threads):
+    rng = np.random.default_rng(1)
+    logits = np.round(rng.standard_normal((90, 5)), 1).astype(np.float32)
+    labels = rng.random((90, 5)) < 0.2
+    labels[:, 3] = False
+    kept = KeptLogits()
+    for first in (0, 40):
+        own = np.s_[first : first + (40 if first == 0 else 50)]
+        kept.append(KeptBatch(first, logits[own], *np.nonzero(labels[own])))
+    monkeypatch.setattr("os.cpu_count", lambda: threads)
+    classes, ranks = kept.positive_ranks()
+    for c in range(5):
+        order = ranked_classes(logits[:, c])
+        expected = [r for r, video in enumerate(order, 1) if labels[video, c]]
+        assert ranks[classes == c].tolist() == expected
+    assert classes.tolist() == sorted(classes.tolist())

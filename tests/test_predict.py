@@ -32,7 +32,9 @@ from yt8m.evaluation import evaluate
 from yt8m.export import export
 from yt8m.inference.predict import (
     ExportedModel,
+    best_of_logits,
     load_saved_model,
+    logits_function,
     model_inputs,
     predict,
     predict_function,
@@ -218,6 +220,25 @@ def test_only_the_best_classes_leave_the_device(trained):
     classes, scores = predict_function(run.model, 2)(batch)
     assert (classes.shape, classes.dtype) == ((5, 2), tf.int32)
     assert (scores.shape, scores.dtype) == ((5, 2), tf.float32)
+
+
+def test_processors_rank_what_accelerators_would_have_ranked(trained):
+    run, _ = trained("MoeModel")
+    batch = model_inputs(run.model, make_batch("video"))
+    classes, scores = predict_function(run.model, 4)(batch)
+    (logits,) = logits_function(run.model)(batch)
+    own_classes, own_scores = best_of_logits(logits.numpy(), 4)
+    np.testing.assert_array_equal(own_classes, classes)
+    np.testing.assert_allclose(own_scores, scores, rtol=1e-7)
+    assert (own_classes.dtype, own_scores.dtype) == (np.int32, np.float32)
+
+
+def test_an_accelerator_writes_what_a_processor_writes(trained, tmp_path, monkeypatch):
+    run, files = trained("MoeModel")
+    predict(run.model, reader_of(run, files), str(tmp_path / "a.csv"), 3, silent())
+    monkeypatch.setattr("yt8m.inference.predict.on_processors", lambda strategy: False)
+    predict(run.model, reader_of(run, files), str(tmp_path / "b.csv"), 3, silent())
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
 def test_batches_of_many_shapes_are_traced_a_few_times_only():

@@ -244,8 +244,19 @@ def on_the_host(strategy: tf.distribute.Strategy) -> bool:
     """Whether all is computed by the one processor that reads the batches."""
     if not isinstance(strategy, tf.distribute.OneDeviceStrategy):
         return False
-    (device,) = strategy.extended.worker_devices
-    return tf.DeviceSpec.from_string(device).device_type == "CPU"
+    return on_processors(strategy)
+
+
+def on_processors(strategy: tf.distribute.Strategy | None) -> bool:
+    """Whether the results are in the host's memory: no replica has an accelerator.
+
+    Args:
+        strategy: None for the default device.
+    """
+    if strategy is None:
+        return not tf.config.list_logical_devices("GPU")
+    specs = map(tf.DeviceSpec.from_string, strategy.extended.worker_devices)
+    return all(spec.device_type == "CPU" for spec in specs)
 
 
 def _has_workers(strategy: tf.distribute.Strategy) -> bool:

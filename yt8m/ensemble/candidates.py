@@ -11,10 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
-from yt8m.ensemble.sources import Source, best_classes, joined
+from yt8m.ensemble.sources import Source, joined
 from yt8m.errors import DataError
 from yt8m.inference.scoring import GroundTruth
 from yt8m.inference.submission import as_text
+from yt8m.metrics.best_classes import best_classes
 from yt8m.metrics.ranking import PairKeys, class_type
 
 _VIDEOS = 512  # at once
@@ -52,7 +53,7 @@ class Candidates:
         """GAP@top_k of one score for each pair, float32 [P]."""
         padded = np.append(combined, np.float32(-np.inf))
         scores = padded[self._places]
-        best = best_classes(scores, self.top_k)
+        best, _ = best_classes(scores, self.top_k)
         pairs = np.take_along_axis(self._places, best, axis=1)
         classes, hits = np.append(self.classes, 0), np.append(self.hits, False)
         classes = classes.astype(class_type(int(classes.max()) + 1))
@@ -157,8 +158,8 @@ def candidate_scores(
     ]
     chosen = np.zeros(probabilities[0].shape, bool)
     for p in probabilities:
-        best = best_classes(p, count)
-        named = np.take_along_axis(p, best, axis=1) > 0
+        best, values = best_classes(p, count)
+        named = values > 0
         np.put_along_axis(
             chosen, best, named | np.take_along_axis(chosen, best, 1), axis=1
         )

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from yt8m.ensemble.calibration import logits_of
-from yt8m.ensemble.sources import Source, best_classes, joined
+from yt8m.ensemble.sources import Source, joined
+from yt8m.metrics.best_classes import best_classes
 
 METHODS = ("mean", "geometric", "rank")
 
@@ -43,15 +44,14 @@ class RankTable:
         for start in range(0, len(source), _VIDEOS):
             rows = np.arange(start, min(start + _VIDEOS, len(source)))
             p = source.probabilities(rows)
-            best = np.take_along_axis(p, best_classes(p, top_k), axis=1)
+            _, best = best_classes(p, top_k)
             counts += np.bincount(_rank_bins(best[best > 0]), minlength=_RANK_BINS)
         below = np.cumsum(counts) - counts
         self._shares = ((below + counts / 2) / max(counts.sum(), 1)).astype(np.float32)
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
         """The shares [n, C] of probabilities [n, C]; 0 outside the best of a row."""
-        best = best_classes(probabilities, self.top_k)
-        values = np.take_along_axis(probabilities, best, axis=1)
+        best, values = best_classes(probabilities, self.top_k)
         shares = np.where(values > 0, self._shares[_rank_bins(values)], 0)
         found = np.zeros_like(probabilities)
         np.put_along_axis(found, best, shares, axis=1)

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from yt8m.data.predictions import ENDING, PredictionsWriter
-from yt8m.ensemble.sources import best_classes
 from yt8m.inference.submission import SubmissionWriter
+from yt8m.metrics.best_classes import best_classes
 from yt8m.progress import Progress
 
 
@@ -44,9 +44,7 @@ def write_combined(
             if isinstance(writer, PredictionsWriter):
                 writer.write(ids, probabilities)
             else:
-                best = best_classes(probabilities, top_k)
-                scores = np.take_along_axis(probabilities, best, axis=1)
-                writer.write(ids, best, scores)
+                writer.write(ids, *best_classes(probabilities, top_k))
             if progress:
                 progress.update(len(ids))
     return writer.count

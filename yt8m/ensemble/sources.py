@@ -199,11 +199,3 @@ def joined(
         ids = first.ids(int(rows[0]), int(rows[-1]) + 1)
         ids = [ids[i] for i in rows - rows[0]]
         yield ids, [rows, *(source.rows(ids) for source in sources[1:])]
-
-
-def best_classes(scores: np.ndarray, count: int) -> np.ndarray:
-    """Of each row [n, C] its `count` best classes [n, k], the lower first of equals."""
-    import tensorflow as tf
-
-    with tf.device("CPU"):  # where it keeps the order of equals
-        return tf.math.top_k(scores, min(count, scores.shape[1])).indices.numpy()

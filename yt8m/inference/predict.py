@@ -2,7 +2,8 @@
 
 Reading, computing and writing overlap: tf.data reads ahead, the device computes, and
 one thread formats and writes what the device is done with. Only what is written
-leaves the device: the best `top_k` classes of a video, the wanted classes of a segment.
+leaves an accelerator: the best `top_k` classes of a video, the wanted classes of a
+segment.
 """
 
 import json
@@ -21,7 +22,7 @@ from yt8m.config import DataConfig, RunConfig
 from yt8m.data.frames import even_frames
 from yt8m.data.pipeline import Reader
 from yt8m.data.predictions import ENDING, PredictionsWriter
-from yt8m.distribution import EachReplica
+from yt8m.distribution import EachReplica, on_processors
 from yt8m.errors import UserError
 from yt8m.inference.listing import ListingWriter
 from yt8m.inference.rescoring import Rescoring
@@ -34,6 +35,7 @@ from yt8m.inference.windows import (
     Windows,
     plan_segments,
 )
+from yt8m.metrics.best_classes import best_classes
 from yt8m.model import YT8MModel, forward, top_classes
 from yt8m.progress import Progress
 
@@ -126,10 +128,20 @@ def predict_function(
         their probabilities float32 [B, k], where k is `top_k` or, if there are fewer,
         the number of classes.
     """
-    if top_k < 1:
-        raise UserError(f"--top_k must be at least 1, not {top_k}.")
-
     return lambda inputs: top_classes(forward(model, inputs)["logits"], top_k)
+
+
+def logits_function(
+    model: YT8MModel | ExportedModel,
+) -> Callable[[dict[str, tf.Tensor]], tuple[tf.Tensor]]:
+    """The function, not compiled, from `model_inputs` to the logits [B, C] alone."""
+    return lambda inputs: (forward(model, inputs)["logits"],)
+
+
+def best_of_logits(logits: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `predict_function` finds, of logits in the host's memory."""
+    classes, values = best_classes(logits, top_k)
+    return classes, _probabilities(values).astype(np.float32)
 
 
 def predict(
@@ -166,7 +178,12 @@ def predict(
         UserError: bad data, scores that are not finite, or a file that cannot be
             written.
     """
-    best = EachReplica(predict_function(model, top_k), strategy, reader.batch_size)
+    if top_k < 1:
+        raise UserError(f"--top_k must be at least 1, not {top_k}.")
+    # Processors rank faster outside of TensorFlow, in the thread that writes.
+    rank_here = on_processors(strategy)
+    function = logits_function(model) if rank_here else predict_function(model, top_k)
+    found = EachReplica(function, strategy, reader.batch_size)
     if output_file.endswith(ENDING):
         known = model.config if isinstance(model, ExportedModel) else model
         file = PredictionsWriter(output_file, known.num_classes, top_k, written_by)
@@ -180,7 +197,8 @@ def predict(
     ):
 
         def write(*results: tf.Tensor) -> int:
-            ids, classes, scores = (result.numpy() for result in results)
+            ids, *best = (result.numpy() for result in results)
+            classes, scores = best_of_logits(*best, top_k) if rank_here else best
             write_batch(ids, classes, scores)
             if listing:
                 listing.write_videos(ids, classes, scores)
@@ -189,7 +207,7 @@ def predict(
         batches = (
             (host["id"], model_inputs(model, batch)) for batch, host in reader.batches()
         )
-        results = ((ids, *outputs) for ids, outputs in best.map(batches))
+        results = ((ids, *outputs) for ids, outputs in found.map(batches))
         overlap(results, write, progress)
     return writer.count
 
@@ -390,13 +408,15 @@ class _SegmentWriter:
     def _best(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The best classes [n, k] of segments, -1 where there is none, and their
         probabilities."""
-        with tf.device("CPU"):
-            best = tf.math.top_k(scores, min(self._listed, scores.shape[1]))
-        values = best.values.numpy().astype(np.float64)
-        classes = self._ranking.classes[best.indices.numpy()]
-        with np.errstate(over="ignore"):
-            probabilities = 1 / (1 + np.exp(-values))
-        return np.where(values > -np.inf, classes, -1), probabilities
+        places, values = best_classes(scores, self._listed)
+        classes = self._ranking.classes[places]
+        return np.where(values > -np.inf, classes, -1), _probabilities(values)
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    """float64, of float32 logits."""
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-logits.astype(np.float64)))
 
 
 def _spans(segments: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -31,7 +31,8 @@ from yt8m.inference.submission import (
     quoted,
     read_lines,
 )
-from yt8m.metrics.ranking import class_type, precision_sum, rank_keys, scores_of_keys
+from yt8m.metrics.keys import rank_keys, scores_of_keys
+from yt8m.metrics.ranking import class_type, precision_sum
 
 HEADER = b"Class,Segments"
 _HEADERS = (HEADER, b"Class Id,Segment Ids")  # the second: starter code's description

@@ -1,18 +1,21 @@
 """Exact ranks within each class, from logits kept in memory."""
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from yt8m.metrics.ranking import rank_keys
+from yt8m.metrics.keys import rank_keys
 
 # Scores that are transposed at once: 2 MB, so that work on them stays in the cache.
 _BLOCK_SCORES = 1 << 19
 # Of tied positives; to sort all scores with their records takes longer than to count
 # the equal ones before each of a few.
 _MOST_COUNTED = 32
+_MOST_THREADS = 16  # more wait for the memory
 
 
 class KeptBatch(NamedTuple):
@@ -67,37 +70,54 @@ class KeptLogits:
             ]
         )
 
-    def by_class(self) -> Iterator[tuple[int, np.ndarray, list[np.ndarray]]]:
+    def by_class(
+        self, first: int = 0, end: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray, list[np.ndarray]]]:
         """Yields blocks of classes.
+
+        Args:
+            first, end: only those from `first` to before `end`; None for all.
 
         Yields:
             The block's first class; its scores, float32 [classes, N], none of them
             -0.0; and for each of its classes the places in [0, N) of the positives,
             ascending.
         """
-        num_classes = self._batches[0].logits.shape[1]
         starts = np.cumsum([0] + [len(b.logits) for b in self._batches])
         classes = np.concatenate([b.classes for b in self._batches])
         places = np.concatenate(
             [b.rows + s for b, s in zip(self._batches, starts, strict=False)]
         )[np.argsort(classes, kind="stable")]
-        ends = np.cumsum(np.bincount(classes, minlength=num_classes)).tolist()
+        ends = np.cumsum(np.bincount(classes, minlength=self._num_classes)).tolist()
         positives = [places[a:b] for a, b in pairwise([0, *ends])]
+        end = self._num_classes if end is None else end
         step = max(1, _BLOCK_SCORES // self.num_videos)
-        for first in range(0, num_classes, step):
-            last = min(first + step, num_classes)
-            block = np.empty((last - first, self.num_videos), np.float32)
+        for low in range(first, end, step):
+            high = min(low + step, end)
+            block = np.empty((high - low, self.num_videos), np.float32)
             for b, start in zip(self._batches, starts, strict=False):
                 # A sum: it turns -0.0 into 0.0.
                 own = block[:, start : start + len(b.logits)]
-                np.add(b.logits[:, first:last].T, np.float32(0), out=own)
-            yield first, block, positives[first:last]
+                np.add(b.logits[:, low:high].T, np.float32(0), out=own)
+            yield low, block, positives[low:high]
+
+    @property
+    def _num_classes(self) -> int:
+        return self._batches[0].logits.shape[1]
 
     def positive_ranks(self) -> tuple[np.ndarray, np.ndarray]:
         """Class and 1-based rank within the class of each positive, both ascending."""
+        # NumPy sorts without holding Python's lock.
+        threads = min(os.cpu_count() or 1, _MOST_THREADS, self._num_classes)
+        ends = np.linspace(0, self._num_classes, threads + 1).astype(int).tolist()
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(self._ranks_of_classes, ends[:-1], ends[1:]))
+        return tuple(map(np.concatenate, zip(*parts, strict=True)))
+
+    def _ranks_of_classes(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         classes, ranks = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         records = self.records()
-        for first_class, block, positives in self.by_class():
+        for first_class, block, positives in self.by_class(first, end):
             ascending = np.sort(block, axis=1)
             for row, places in enumerate(positives):
                 if len(places):

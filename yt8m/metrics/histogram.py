@@ -20,7 +20,8 @@ from itertools import pairwise
 import numpy as np
 
 from yt8m.metrics.exact import KeptLogits
-from yt8m.metrics.ranking import class_type, rank_keys, scores_of_keys
+from yt8m.metrics.keys import rank_keys, scores_of_keys
+from yt8m.metrics.ranking import class_type
 
 EXACT_RANKS = 256
 
@@ -70,7 +71,12 @@ class RankHistogram:
         for first_class, block, positives in kept.by_class():
             classes = slice(first_class, first_class + len(block))
             self._count(first_class, block, positives, records)
-            enters = block >= self._entry_scores[classes, None]
+            bounds = self._entry_scores[classes, None]
+            last = block.shape[1] - EXACT_RANKS
+            if last > 0 and (bounds == _LOWEST).any():  # all would enter, and leave
+                own = np.partition(block, last, axis=1)[:, last, None]
+                bounds = np.maximum(bounds, own)
+            enters = block >= bounds
             rows, columns = np.divmod(np.flatnonzero(enters), block.shape[1])
             found = np.bincount(rows, minlength=len(block))
             within_row = np.arange(len(rows)) - (np.cumsum(found) - found)[rows]

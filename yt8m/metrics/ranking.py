@@ -15,46 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-try:
-    import tensorflow as tf
-except ImportError:  # the other backends of Keras do without
-    tf = None
-
-
-def descending_bits(scores: np.ndarray) -> np.ndarray:
-    """uint32 numbers in ascending order where the `scores` descend.
-
-    Those of float64 scores are their ranks among each other, one for equal scores.
-    """
-    if scores.dtype == np.float64:
-        _, ascending = np.unique(scores, return_inverse=True)
-        return (ascending.max(initial=0) - ascending).astype(np.uint32)
-    bits = (np.asarray(scores, np.float32) + np.float32(0)).view(np.uint32)  # no -0.0
-    return _flip_if_positive(bits)
-
-
-def _flip_if_positive(bits: np.ndarray) -> np.ndarray:
-    # Negative floats already rise in bits as they fall in value; the 31 lower bits
-    # of the others are inverted. The sign bit stays, so this undoes itself.
-    return bits ^ ((~(bits.view(np.int32) >> 31)).view(np.uint32) >> np.uint32(1))
-
-
-def rank_keys(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """uint64 keys whose ascending order is by score descending, then by `order`.
-
-    Args:
-        scores: float32 or float64, any shape; not NaN.
-        order: integers in [0, 2**32) that settle ties, lower first.
-    """
-    keys = descending_bits(scores).astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= order.astype(np.uint64)
-    return keys
-
-
-def scores_of_keys(keys: np.ndarray) -> np.ndarray:
-    """The float32 scores in `rank_keys`' result."""
-    return _flip_if_positive((keys >> np.uint64(32)).astype(np.uint32)).view(np.float32)
+from yt8m.metrics.best_classes import best_classes
+from yt8m.metrics.keys import rank_keys
 
 
 def precision_sum(ranks: np.ndarray) -> float:
@@ -82,7 +44,8 @@ def average_precision(
     Raises:
         ValueError: shapes differ or a score is NaN.
     """
-    scores, labels = _checked(scores, labels, dimensions=1)
+    scores, labels = _alike(scores, labels, dimensions=1)
+    _refuse_nan(scores)
     order = np.argsort(-scores.astype(np.float64), kind="stable")
     ranks = np.flatnonzero((labels & (scores > -np.inf))[order]) + 1
     total = np.count_nonzero(labels) if total_positives is None else total_positives
@@ -165,7 +128,7 @@ def rank_top(scores: np.ndarray, labels: np.ndarray, top_k: int) -> TopRanked:
     Raises:
         ValueError: shapes differ, no video or class, `top_k` < 1, or a NaN score.
     """
-    scores, labels = _checked(scores, labels, dimensions=2)
+    scores, labels = _alike(scores, labels, dimensions=2)
     if not scores.size:
         raise ValueError(
             f"`scores` must not be empty. Received: scores.shape={scores.shape}"
@@ -174,9 +137,9 @@ def rank_top(scores: np.ndarray, labels: np.ndarray, top_k: int) -> TopRanked:
         raise ValueError(f"`top_k` must be positive. Received: top_k={top_k}")
     rows, classes = np.divmod(np.flatnonzero(labels), scores.shape[1])
     num_positives = np.bincount(rows, minlength=len(scores))
-    indices, values = _top(
-        scores, min(max(top_k, num_positives.max()), scores.shape[1])
-    )
+    indices, values = best_classes(scores, max(top_k, num_positives.max()))
+    if np.isnan(values[:, 0]).any():
+        _refuse_nan(scores)
     return TopRanked(
         scores=values,
         classes=indices,
@@ -187,19 +150,7 @@ def rank_top(scores: np.ndarray, labels: np.ndarray, top_k: int) -> TopRanked:
     )
 
 
-def _top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Classes and scores [B, k] of the first k; the lower class first among equals."""
-    if tf is None:
-        indices = np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int32)
-        return indices, np.take_along_axis(scores, indices, axis=1)
-    # On the CPU this is several times faster than NumPy's partition and, as the
-    # order here wants it, puts the lower class first among equal scores.
-    with tf.device("CPU"):
-        top = tf.math.top_k(scores, k)
-    return top.indices.numpy(), top.values.numpy()
-
-
-def _checked(
+def _alike(
     scores: np.ndarray, labels: np.ndarray, dimensions: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Contiguous float32 scores and bool labels of the same shape."""
@@ -210,10 +161,13 @@ def _checked(
             f"`scores` and `labels` must have the same {dimensions}-D shape. "
             f"Received: scores.shape={scores.shape}, labels.shape={labels.shape}"
         )
+    return scores, labels if labels.dtype == bool else labels > 0
+
+
+def _refuse_nan(scores: np.ndarray) -> None:
     if np.isnan(scores).any():
         place = np.argwhere(np.isnan(scores))[0].tolist()
         raise ValueError(f"`scores` must not be NaN. Received: NaN at {place}")
-    return scores, labels > 0
 
 
 def hit_at_k(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from yt8m.errors import UserError
 
 # What imports Keras is imported late: processes that generate videos do without.
 
-EMBEDDED_PARTS = ("kinds", "labels", "corrupted")
+EMBEDDED_PARTS = ("kinds", "labels", "corrupted", "precision")
 REAL_PARTS = ("techniques", "members", "students")
 KINDS = ("static", "brief", "ordered", "audio", "joint", "synchronous")
 QUICK = {
@@ -46,7 +46,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="few models and kinds, a few minutes")
-    add("--parts", help="kinds,labels,corrupted; with --real techniques,...")
+    add("--parts", help="kinds,labels,corrupted,precision; with --real others")
     add("--models", help="rows of the table, or models, separated by commas")
     add("--kinds", help=f"kinds of classes, of {','.join(KINDS)}")
     add("--seeds", type=int, help="how often each run is repeated")
@@ -163,6 +163,23 @@ def report_corrupted(options: argparse.Namespace, stored, setting: dict) -> None
     write_section(options.output, "corrupted labels", "\n".join(lines))
 
 
+def report_precision(options: argparse.Namespace, stored, setting: dict) -> None:
+    found = results.by_row(stored.read("precision", setting), rows.PRECISION_ROWS)
+    if not found:
+        raise UserError(f"{stored.path} has no results of {setting}.")
+    every = [r for own in found.values() for r in own]
+    lines = [
+        "## Precision",
+        "",
+        f"{tables.places(every)}. The same videos, trainings and settings as above, "
+        "with matrix products of float32 or of bfloat16; sums, norms, losses and "
+        "weights are float32 in both.",
+        "",
+        tables.precision_section(found),
+    ]
+    write_section(options.output, "precision", "\n".join(lines))
+
+
 def run(options: argparse.Namespace) -> int:
     stored = results.Results(options.results)
     if options.real:
@@ -187,12 +204,16 @@ def run(options: argparse.Namespace) -> int:
             failed += embedded.measure_labels(stored, arm, options)
         if "corrupted" in options.parts:
             failed += embedded.measure_corrupted(stored, corrupted, options)
+        if "precision" in options.parts:
+            failed += embedded.measure_precision(stored, kinds, options)
     if "kinds" in options.parts:
         report_kinds(options, stored, kinds)
     if "labels" in options.parts:
         report_labels(options, stored, arms)
     if "corrupted" in options.parts:
         report_corrupted(options, stored, corrupted)
+    if "precision" in options.parts:
+        report_precision(options, stored, kinds)
     return int(failed > 0)
 
 

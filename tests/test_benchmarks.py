@@ -750,3 +750,18 @@ def test_soft_labels_are_compared_with_hard_ones_that_mostly_miss(
     assert 0.1 < hard["recall"] < 0.2 and 0.7 < hard["precision"] < 0.9
     text = (tmp_path / "q.md").read_text()
     assert re.search(r"^- calibrated soft labels alone: .*(met|missed)\.$", text, re.M)
+
+
+def test_a_model_is_compared_in_both_precisions(tmp_path, monkeypatch):
+    names = ("DbofModel (float32)", "DbofModel (bfloat16)")
+    chosen = {name: rows.PRECISION_ROWS[name] for name in names}
+    monkeypatch.setattr(embedded, "PRECISION_ROWS", chosen)
+    flags = ["--parts=precision", "--seeds=1", "--steps=6", "--videos=400", "--noplot"]
+    flags += ["--kinds=static", f"--results={tmp_path / 'r.jsonl'}"]
+    flags += [f"--output={tmp_path / 'q.md'}"]
+    assert quality.main(flags) == 0
+    wide, narrow = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    assert wide["loss"] == pytest.approx(narrow["loss"], rel=0.02)
+    assert wide["loss"] != narrow["loss"]
+    text = (tmp_path / "q.md").read_text()
+    assert re.search(r"^- DbofModel in bfloat16: .*(met|missed)\.$", text, re.M)

@@ -18,6 +18,7 @@ from benchmarks.zoo.rows import (
     FAMILIES,
     LABEL_DATA,
     LABEL_ROWS,
+    PRECISION_ROWS,
     ROWS,
     TEACHERS,
     Row,
@@ -210,6 +211,15 @@ def measure_kinds(
 ) -> int:
     """Trains and scores the models that are not done yet; returns how many failed."""
     return _measure("kinds", ROWS, _MeasureKinds, results, setting, options)
+
+
+def measure_precision(
+    results: Results, setting: dict[str, Any], options: argparse.Namespace
+) -> int:
+    """The same for some models in float32 and in bfloat16."""
+    return _measure(
+        "precision", PRECISION_ROWS, _MeasureKinds, results, setting, options
+    )
 
 
 def measure_labels(

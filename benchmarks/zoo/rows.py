@@ -227,6 +227,22 @@ def _rows() -> dict[str, Row]:
 
 ROWS = _rows()
 
+# The models whose speed is measured, in both precisions.
+PRECISION_ROWS = {
+    f"{name} ({precision})": replace(ROWS[name], args={**ROWS[name].args, **policy})
+    for name in (
+        "FrameLevelLogisticModel",
+        "DbofModel",
+        "NetVLADModel",
+        "NeXtVLADModel",
+        "LstmModel",
+    )
+    for precision, policy in (
+        ("float32", {}),
+        ("bfloat16", {"dtype": "mixed_bfloat16"}),
+    )
+}
+
 # On classes that imply one another, with labels that are hidden, and for comparison on
 # classes of which none tells of another. All classify the mean of the frames.
 LABEL_DATA = {

@@ -182,6 +182,22 @@ def corrupted_section(found: Seeds) -> str:
     return "\n".join(lines)
 
 
+def precision_section(found: Seeds) -> str:
+    """Table of both precisions, and the bar of each model that has both."""
+    lines = [kinds_table(found), ""]
+    for name in found:
+        model, _, precision = name.partition(" (")
+        gain = _mean_gain(found[name], found.get(f"{model} (float32)", []))
+        if precision != "bfloat16)" or gain is None:
+            continue
+        verdict = "met" if gain >= -0.003 else "missed"
+        lines.append(
+            f"- {model} in bfloat16: at most 0.003 GAP below float32; {gain:+.4f}; "
+            f"{verdict}."
+        )
+    return "\n".join(lines)
+
+
 def _mean_gain(own: list[Result], others: list[Result]) -> float | None:
     """The mean over the seeds that both have; None if there is none."""
     base = {r["seed"]: r["gap"] for r in others}

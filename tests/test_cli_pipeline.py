@@ -89,14 +89,12 @@ def test_the_commands_follow_from_the_file():
         "second_level/net/fold-1.predictions",
         "second_level/net.predictions",
         "second_level/net.scores.json",
-        "embeddings/net-fold-0/train.tfrecord",
-        "embeddings/net-fold-1/train.tfrecord",
-        "joined/train",
-        "embeddings/net-fold-0/test.tfrecord",
-        "embeddings/net-fold-1/test.tfrecord",
-        "joined/test",
+        "embeddings/net-fold-0.tfrecord",
+        "embeddings/net-fold-1.tfrecord",
+        "joined",
         "classifier",
         "model/classifier",
+        "export",
         "submission.csv",
         "validate-submission",
         "submission.scores.json",
@@ -121,7 +119,14 @@ def test_the_commands_follow_from_the_file():
     assert "--teacher=out/soft_labels.predictions" in net.command
     assert net.reads == ("folds", "soft_labels.predictions")
     assert "--train_dir=out/model/net-fold-1" in (
-        steps["embeddings/net-fold-1/test.tfrecord"].command
+        steps["embeddings/net-fold-1.tfrecord"].command
+    )
+    assert steps["export"].line == (
+        "yt8m export --train_dir=out/model/net-fold-0,out/model/net-fold-1 "
+        "--classifier=out/model/classifier --compress=codebook8 --output_dir=out/export"
+    )
+    assert "--train_data_pattern=out/joined/net-fold-0.tfrecord" in (
+        steps["classifier"].command
     )
     assert not any("teacher" in flag for flag in steps["classifier"].command)
     assert "--labels=truth.csv" in steps["submission.scores.json"].command
@@ -175,7 +180,7 @@ def test_each_setting_changes_the_commands(monkeypatch):
         ({"training": base["training"] | {"jit_compile": True}}, "--jit_compile=true"),
         ({"compress": {"method": "float16"}}, "--method=float16"),
         ({"classifier": classifier}, "--distillation_weight=0.5"),
-        ({"classifier": classifier}, "--flagfile=out/joined/train/features.flags"),
+        ({"classifier": classifier}, "--flagfile=out/joined/features.flags"),
         ({"second_level": taught}, "--distillation_weight=0.3"),
     ):
         found = lines(**change)
@@ -246,6 +251,27 @@ def test_models_of_two_levels_are_refused():
         pipeline.read_pipeline(
             make_settings(second_level=second, training=training), "p.json"
         )
+
+
+def test_nets_that_read_other_frames_are_refused_at_once():
+    def nets(**other):
+        net = {"model": "NetVLADModel", "feature_names": "rgb", "feature_sizes": "16"}
+        return {"a": net, "b": net | other}
+
+    frames = {name: {"model": "LstmModel"} for name in ("moe", "logistic")}
+    settings = {"first_level": frames, "training": {"batch_size": 8}}
+    planned(**settings, second_level=nets())
+    for other, said in (({"frames": 30}, "frames"), ({"max_frames": 60}, "max_frames")):
+        with pytest.raises(UserError, match=f"second_level.a has {said} .* in one Sav"):
+            planned(**settings, second_level=nets(**other))
+
+
+def test_weights_are_exported_as_they_were_compressed():
+    def flag(**compress):
+        return planned(compress=compress)["export"].command[3]
+
+    assert flag() == "--compress=codebook8"
+    assert flag(method="float16") == "--compress=float16"
 
 
 def test_a_recipe_gives_flags_that_those_beside_it_override():
@@ -444,8 +470,8 @@ def test_the_whole_pipeline(tmp_path, monkeypatch, capsys):
     flags = [str(file), f"--output_dir={out}", f"--labels={tmp_path}/test*.tfrecord"]
     assert main.run("pipeline", flags) == 0
     said = capsys.readouterr()
-    assert f"# 1/36 folds\nyt8m folds '--input_data_pattern={tmp_path}" in said.out
-    assert len(ran) == 36
+    assert f"# 1/34 folds\nyt8m folds '--input_data_pattern={tmp_path}" in said.out
+    assert len(ran) == 34
 
     # The soft labels are those of all training videos, none by a model that saw it.
     soft = Predictions(f"{out}/soft_labels.predictions")
@@ -471,19 +497,22 @@ def test_the_whole_pipeline(tmp_path, monkeypatch, capsys):
         "| soft_labels",
         "| second_level/net",
     ]
-    size = sum(f.stat().st_size for f in (out / "model").rglob("*") if f.is_file())
-    assert f"The final model: {size:,} bytes in 3 runs" in said.out
+    sizes = [
+        sum(f.stat().st_size for f in (out / name).rglob("*") if f.is_file())
+        for name in ("model", "export")
+    ]
+    assert f"The final model: {sizes[1]:,} bytes, 3 runs as one SavedModel" in said.out
 
     # Again: nothing to do; too large; another classifier alone is trained.
     before = list(ran)
     assert main.run("pipeline", flags) == 0 and ran == before
-    assert main.run("pipeline", [*flags, f"--max_bytes={size - 1}"]) == 1
-    assert f"takes {size:,} bytes so far" in capsys.readouterr().err
+    assert main.run("pipeline", [*flags, f"--max_bytes={max(sizes) - 1}"]) == 1
+    assert f"takes {max(sizes):,} bytes so far" in capsys.readouterr().err
     settings["classifier"]["num_epochs"] = 1
     file.write_text(json.dumps(settings))
     assert main.run("pipeline", flags) == 0
     assert ran[len(before) :] == [
-        *("train", "compress", "inference", "validate-submission", "score")
+        *("train", "compress", "export", "inference", "validate-submission", "score")
     ]
 
 

@@ -272,8 +272,9 @@ def test_what_is_over_the_limit_is_refused_with_both_sizes(trained, tmp_path, ca
     flags = ["--method=float16", "--max_bytes=60KB"]
     assert compress(directory, tmp_path / "small", *flags) == 1
     said = capsys.readouterr().err
-    assert "bytes with --method=float16, more than the 60,000 of --max_bytes=60KB" in (
-        said
+    assert (
+        "bytes with weights as float16, more than the 60,000 of --max_bytes=60KB"
+        in (said)
     )
     assert not os.listdir(tmp_path)
     assert compress(directory, tmp_path / "small", "--max_bytes=60KB") == 0

@@ -66,7 +66,7 @@ def test_the_graph_is_the_mean_of_its_members(tmp_path, names):
     # Of a member of weight 0 there is nothing.
     kept = members[1:] if len(cases) > 1 else members
     count = sum(len(member.model.variables) for member in kept)
-    assert len(loaded.variables_of_model) == count
+    assert len(loaded.kept) == count
 
 
 def test_inference_predicts_with_it_and_the_record_names_the_members(tmp_path, capsys):

@@ -24,6 +24,7 @@ RANKS = {
     "yt8m.losses": 1,
     "yt8m.metrics": 1,
     "yt8m.compression": 1,
+    "yt8m.stored_weights": 2,
     "yt8m.model": 2,
     "yt8m.distribution": 2,
     "yt8m.cost": 3,

@@ -5,6 +5,9 @@
     OUTPUT_DIR/export.json                   the run's configuration, step, signatures
     OUTPUT_DIR/segment_label_ids.csv         if the run has one
 
+If its weights are stored in fewer bytes (`yt8m.stored_weights`), there is no
+`model.keras`, which would hold them as they were.
+
 The SavedModel carries its input transform and has two signatures:
 
     serving_default   features as they are read, `num_frames`
@@ -43,7 +46,7 @@ import tensorflow as tf
 
 import yt8m
 from yt8m import runs, schema
-from yt8m.config import DataConfig
+from yt8m.config import DataConfig, RunConfig
 from yt8m.data.files import describe
 from yt8m.data.frames import scene_breaks, select_frames
 from yt8m.data.records import parse_batch
@@ -51,6 +54,7 @@ from yt8m.data.video_embeddings import FEATURE as VIDEO_EMBEDDING
 from yt8m.errors import UserError
 from yt8m.model import FrameLevelModel, YT8MModel, forward, top_classes
 from yt8m.runs import EXPORT_FILE, SEGMENT_CLASSES_FILE, Run
+from yt8m.stored_weights import StoredWeights
 
 log = logging.getLogger("yt8m")
 
@@ -60,7 +64,13 @@ KERAS_FILE = "model.keras"
 MEDIAPIPE_FILE = "export_mediapipe.json"
 
 
-def export(run: Run, output_dir: str, top_k: int = 20) -> None:
+def export(
+    run: Run,
+    output_dir: str,
+    top_k: int = 20,
+    method: str | None = None,
+    check: Callable[[str], None] = lambda directory: None,
+) -> None:
     """Writes `run`'s model to `output_dir`, replacing an earlier export there.
 
     All is written under a temporary name and renamed.
@@ -70,20 +80,50 @@ def export(run: Run, output_dir: str, top_k: int = 20) -> None:
         output_dir: a new or empty directory, or one that holds an export.
         top_k: predictions that `serve_examples` gives for each record; all classes
             if there are fewer.
+        method: of `yt8m.compression`; None stores the weights as they are.
+        check: gets the directory before it is there under its name; may raise.
 
     Raises:
         UserError: `output_dir` holds something else or cannot be written, or Keras
             cannot save the model.
     """
-    module, signatures = serving_module(run.model, run.config.data, top_k)
+    write_export(run, run.model, run.config.data, output_dir, top_k, method, check)
+
+
+def write_export(
+    run: Run,
+    model: Any,
+    data: DataConfig,
+    output_dir: str,
+    top_k: int,
+    method: str | None,
+    check: Callable[[str], None],
+    **more: dict[str, Any],
+) -> None:
+    """As `export`, a model that is made of one or of several runs.
+
+    Args:
+        run: the only one or the first.
+        model: called like a model; a Keras model if it is the run's own.
+        data: what it reads.
+        output_dir, top_k, method, check: as `export`.
+        more: what `export.json` says of other runs.
+    """
+    module, signatures = serving_module(model, data, top_k, method)
 
     def write(directory: str) -> None:
         tf.saved_model.save(module, directory, signatures)
-        _save_keras(run, directory)
+        if model is run.model and not method:
+            _save_keras(run, directory)
         classes = os.path.join(run.directory, SEGMENT_CLASSES_FILE)
         if tf.io.gfile.exists(classes):
             tf.io.gfile.copy(classes, os.path.join(directory, SEGMENT_CLASSES_FILE))
-        write_record(run, signatures, os.path.join(directory, EXPORT_FILE))
+        config = dataclasses.replace(run.config, data=data)
+        if method:
+            more["compression"] = {"method": method}
+        path = os.path.join(directory, EXPORT_FILE)
+        write_record(run, signatures, path, config=config, **more)
+        check(directory)
 
     write_directory(output_dir, EXPORT_FILE, write)
 
@@ -194,11 +234,15 @@ def _save_keras(run: Run, directory: str) -> None:
 
 
 def write_record(
-    run: Run, signatures: dict[str, Any], path: str, **more: dict[str, Any]
+    run: Run,
+    signatures: dict[str, Any],
+    path: str,
+    config: RunConfig | None = None,
+    **more: dict[str, Any],
 ) -> None:
     """Writes what a SavedModel was made of, and `more`, as JSON."""
     record = {
-        "config": dataclasses.asdict(run.config),
+        "config": dataclasses.asdict(config or run.config),
         "step": run.checkpoint.step,
         "versions": {
             "yt8m": yt8m.__version__,
@@ -215,6 +259,7 @@ def serving_module(
     model: YT8MModel,
     data: DataConfig,
     top_k: int = 20,
+    method: str | None = None,
 ) -> tuple[tf.Module, dict[str, Any]]:
     """What `tf.saved_model.save` takes: the variables, and the two signatures.
 
@@ -223,13 +268,18 @@ def serving_module(
         data: what it was trained to read; `serve_examples` parses records with it,
             and takes the frames that evaluation takes. Of a model trained on rated
             segments, it takes a record for one segment, whatever its length.
-        top_k: as `export`.
+        top_k, method: as `export`.
     """
     parsed = dataclasses.replace(data, segments=False)  # ratings are not asked for
+    weights = StoredWeights(model.variables, method)
+
+    def compute(inputs):
+        with weights.scope():
+            return forward(model, inputs)
 
     @tf.function
     def serve_tensors(**inputs):
-        outputs = forward(model, inputs)
+        outputs = compute(inputs)
         served = {
             "logits": outputs["logits"],
             "predictions": tf.sigmoid(outputs["logits"]),
@@ -244,7 +294,7 @@ def serving_module(
             {"float_features": data.float_features} if data.level == "frame" else {}
         )
         batch, host = parse_batch(example_bytes, parsed, **keywords)
-        classes, scores = top_classes(forward(model, batch)["logits"], top_k)
+        classes, scores = top_classes(compute(batch)["logits"], top_k)
         return {
             "video_id": host["id"],
             "class_indexes": classes,
@@ -260,7 +310,7 @@ def serving_module(
         signatures["serve_examples"] = serve_examples.get_concrete_function(
             tf.TensorSpec([None], tf.string, "example_bytes")
         )
-    return _module(model), signatures
+    return weights, signatures
 
 
 def mediapipe_module(
@@ -293,14 +343,7 @@ def mediapipe_module(
         tf.TensorSpec([None, None, sum(sizes)], tf.float32, "rgb_and_audio"),
         tf.TensorSpec([None, 1], tf.int32, "num_frames"),
     )
-    return _module(model), {"serving_default": signature}
-
-
-def _module(model: YT8MModel) -> tf.Module:
-    """The variables alone: Keras would add its own functions and metadata."""
-    module = tf.Module()
-    module.variables_of_model = [v.value for v in model.variables]
-    return module
+    return StoredWeights(model.variables), {"serving_default": signature}
 
 
 def _input_specs(model: YT8MModel, data: DataConfig) -> dict[str, tf.TensorSpec]:
@@ -318,6 +361,14 @@ def _input_specs(model: YT8MModel, data: DataConfig) -> dict[str, tf.TensorSpec]
             dtype = tf.float32 if name in data.float_features else tf.uint8
             specs[name] = tf.TensorSpec([None, None, data.features[name]], dtype, name)
     return specs
+
+
+def empty_video(model: YT8MModel, data: DataConfig) -> dict[str, tf.Tensor]:
+    """What `model` reads, of one video of one frame, all zeros."""
+    return {
+        name: tf.zeros([1 if size is None else size for size in spec.shape], spec.dtype)
+        for name, spec in _input_specs(model, data).items()
+    }
 
 
 def _describe(signature: Any) -> dict[str, dict[str, str]]:

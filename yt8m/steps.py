@@ -9,7 +9,8 @@
    Each net is compressed.
 4. The embeddings by all these nets, of all folds, are put side by side. One classifier
    is trained on them, the nets staying as they are, and compressed.
-5. The test videos go through nets and classifier to the submission.
+5. Nets and classifier become one SavedModel, with weights as they were compressed,
+   which predicts the test videos for the submission.
 
 Reference: Ostyakov et al., "Label denoising with large ensembles of heterogeneous
 neural networks", 2018, arXiv:1809.04403, section 3 and figure 2. The paper's ensemble,
@@ -156,6 +157,12 @@ class _Planner:
         flags += [f"--output_file={self.path(name)}"]
         return self.add(name, "inference", flags, (run, *reads), data)
 
+    @property
+    def method(self) -> list[str]:
+        """The export's flag of what weights are stored as: as they are compressed."""
+        given = [f for f in self.pipeline.compress if f.startswith("--method=")]
+        return [f"--compress={given[-1].partition('=')[2] if given else 'codebook8'}"]
+
     def compress(self, name: str, run: str) -> str:
         flags = [f"--train_dir={self.path(run)}", *self.pipeline.compress]
         return self.add(
@@ -245,36 +252,36 @@ def _plan_second_level(planner: _Planner) -> list[str]:
 
 def _plan_classifier(planner: _Planner, nets: list[str]) -> None:
     pipeline = planner.pipeline
-    joined = {}
-    for part, pattern in (
-        ("train", pipeline.train_data_pattern),
-        ("test", pipeline.test_data_pattern),
-    ):
-        made = [
-            planner.infer(
-                f"embeddings/{net.removeprefix('model/')}/{part}.tfrecord",
-                net,
-                pattern,
-                data=(pattern,),
-                embeddings=True,
-            )
-            for net in nets
-        ]
-        joined[part] = f"joined/{part}"
-        flags = [f"--input_files={planner.path(m)}" for m in made]
-        flags += [f"--output_dir={planner.path(joined[part])}"]
-        planner.add(joined[part], "join", flags, made)
-    sizes = f"{planner.path(joined['train'])}/features.flags"
-    flags, reads = [*pipeline.classifier, f"--flagfile={sizes}"], [joined["train"]]
+    made = [
+        planner.infer(
+            f"embeddings/{net.removeprefix('model/')}.tfrecord",
+            net,
+            pipeline.train_data_pattern,
+            data=(pipeline.train_data_pattern,),
+            embeddings=True,
+        )
+        for net in nets
+    ]
+    flags = [f"--input_files={planner.path(m)}" for m in made]
+    flags += [f"--output_dir={planner.path('joined')}"]
+    planner.add("joined", "join", flags, made)
+    sizes = f"{planner.path('joined')}/features.flags"
+    flags, reads = [*pipeline.classifier, f"--flagfile={sizes}"], ["joined"]
     if pipeline.classifier_is_taught:
         flags += [f"--teacher={planner.path('soft_labels.predictions')}"]
         reads += ["soft_labels.predictions"]
-    pattern = f"{planner.path(joined['train'])}/train.tfrecord"
+    # Named after the file of the first net.
+    pattern = f"{planner.path('joined')}/{made[0].rpartition('/')[2]}"
     run = planner.train("classifier", flags, pattern, reads)
     small = planner.compress("model/classifier", run)
-    pattern = f"{planner.path(joined['test'])}/test.tfrecord"
-    name = planner.infer("submission.csv", small, pattern, (joined["test"],))
+    flags = [f"--train_dir={planner.paths(nets)}"]
+    flags += [f"--classifier={planner.path(small)}", *planner.method]
+    flags += [f"--output_dir={planner.path('export')}"]
+    whole = planner.add("export", "export", flags, [*nets, small])
     data = (pipeline.test_data_pattern,)
+    flags = [f"--saved_model={planner.path(whole)}", f"--input_data_pattern={data[0]}"]
+    flags += [f"--output_file={planner.path('submission.csv')}"]
+    name = planner.add("submission.csv", "inference", flags, [whole], data)
     planner.add(
         "validate-submission",
         "validate-submission",

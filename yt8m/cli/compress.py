@@ -41,12 +41,7 @@ def define(flags: shared.FlagValues) -> None:
     absl_flags.DEFINE_enum(
         "method", "codebook8", METHODS, "What weights become.", flag_values=flags
     )
-    absl_flags.DEFINE_string(
-        "max_bytes",
-        "",
-        "Refuses a result of more bytes: a number, or as 1GB (10^9) or 1GiB (2^30).",
-        flag_values=flags,
-    )
+    max_bytes(flags)
     absl_flags.DEFINE_string(
         "eval_data_pattern",
         "",
@@ -58,12 +53,22 @@ def define(flags: shared.FlagValues) -> None:
     shared.eval_frames(flags)
 
 
+def max_bytes(flags: shared.FlagValues) -> None:
+    absl_flags.DEFINE_string(
+        "max_bytes",
+        "",
+        "Refuses a result of more bytes: a number, or as 1GB (10^9) or 1GiB (2^30).",
+        flag_values=flags,
+    )
+
+
 def run(flags: shared.FlagValues) -> int:
     from yt8m import runs
     from yt8m.export import write_directory
 
     shared.require(flags, "output_dir", "No directory to write")
-    most = parse_bytes(flags.max_bytes, "--max_bytes") if flags.max_bytes else None
+    if flags.max_bytes:
+        parse_bytes(flags.max_bytes, "--max_bytes")
     for name in _OF_EVALUATION:
         if shared.given(flags, name) and not flags.eval_data_pattern:
             raise UserError(f"--{name} is of the evaluation: give --eval_data_pattern.")
@@ -89,12 +94,7 @@ def run(flags: shared.FlagValues) -> int:
     def write(directory: str) -> None:
         _write_run(run, directory, flags.method)
         record["bytes"] = size = bytes_below(directory)
-        if most is not None and size > most:
-            raise UserError(
-                f"{run.checkpoint.path} takes {size:,} bytes with --method="
-                f"{flags.method}, more than the {most:,} of --max_bytes="
-                f"{flags.max_bytes}; choose another method or a smaller model."
-            )
+        refuse_larger(size, run.checkpoint.path, flags.method, flags.max_bytes)
         if reader:
             record["gap_before"] = _gap(run, reader)
             record["gap"] = _gap(runs.load_run(directory), reader)
@@ -126,6 +126,23 @@ def parse_bytes(text: str, flag: str) -> int:
             "1GiB."
         )
     return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def refuse_larger(size: int, what: str, method: str | None, allowed: str) -> None:
+    """Raises `UserError` if there are more than the bytes that are allowed.
+
+    Args:
+        size: in bytes.
+        what: has it.
+        method: by which its weights are compressed, if they are.
+        allowed: as `parse_bytes` takes it; empty for any number.
+    """
+    if allowed and size > (most := parse_bytes(allowed, "--max_bytes")):
+        stored = f"with weights as {method}" if method else "with weights as they are"
+        raise UserError(
+            f"{what} takes {size:,} bytes {stored}, more than the {most:,} of "
+            f"--max_bytes={allowed}; compress it more, or take a smaller model."
+        )
 
 
 def _write_run(run: Any, directory: str, method: str) -> None:

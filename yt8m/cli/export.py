@@ -7,11 +7,23 @@ their probabilities:
 
     python export_model.py --train_dir=/tmp/netvlad,/tmp/dbof --weights=0.6,0.4 \\
         --output_dir=/tmp/ensemble_export
+
+With --classifier, a run that was trained on the embeddings of these runs (`inference.py
+--output=embeddings`, `yt8m join`), it gives what that one predicts.
+
+--compress stores weights as 16-bit floats or as 8-bit codes into codebooks; whoever
+loads the SavedModel computes with float32 as before. --max_bytes refuses what is
+larger. The challenge of 2018 took one model of at most 1 GB that predicts by itself:
+
+    python export_model.py --train_dir=/tmp/netvlad,/tmp/dbof --compress=codebook8 \\
+        --max_bytes=1GB --output_dir=/tmp/small_export
 """
 
 from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
+from yt8m.cli.compress import bytes_below, max_bytes, parse_bytes, refuse_larger
+from yt8m.compression import METHODS
 from yt8m.errors import UserError
 
 
@@ -31,16 +43,35 @@ def define(flags: shared.FlagValues) -> None:
         "is the normalised geometric mean.",
         flag_values=flags,
     )
+    absl_flags.DEFINE_string(
+        "classifier",
+        "",
+        "A run that was trained on the embeddings of the runs of --train_dir, in this "
+        "order.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_enum(
+        "compress", None, METHODS, "What weights are stored as.", flag_values=flags
+    )
+    max_bytes(flags)
 
 
 def run(flags: shared.FlagValues) -> int:
     from yt8m import export, runs
 
     shared.require(flags, "output_dir", "No directory to write")
+    if flags.max_bytes:
+        parse_bytes(flags.max_bytes, "--max_bytes")
     directories = [flags.train_dir]
     if not runs.is_run(flags.train_dir):
         directories = [d for d in map(str.strip, flags.train_dir.split(",")) if d]
-    if len(directories) < 2:
+    if flags.classifier:
+        for name in ("weights", "method"):
+            if shared.given(flags, name):
+                raise UserError(
+                    f"--{name} is of a mean of runs; --classifier has its own weights."
+                )
+    elif len(directories) < 2:
         for name in ("weights", "method"):
             if shared.given(flags, name):
                 raise UserError(
@@ -48,14 +79,28 @@ def run(flags: shared.FlagValues) -> int:
                 )
     weights = shared.parse_weights(flags, len(directories))
     loaded = [runs.load_run(d.rstrip("/"), flags.checkpoint) for d in directories]
-    if len(loaded) < 2:
-        export.export(loaded[0], flags.output_dir, top_k=flags.top_k)
+    classifier = None
+    if flags.classifier:
+        classifier = runs.load_run(flags.classifier.rstrip("/"), flags.checkpoint)
+    found = 0
+
+    def check(directory: str) -> None:
+        nonlocal found
+        found = bytes_below(directory)
+        refuse_larger(found, flags.output_dir, flags.compress, flags.max_bytes)
+
+    if len(loaded) < 2 and not classifier:
+        export.export(loaded[0], flags.output_dir, flags.top_k, flags.compress, check)
     else:
         from yt8m.ensemble.model import export_ensemble
 
         export_ensemble(
-            loaded, flags.output_dir, weights, method=flags.method, top_k=flags.top_k
+            *(loaded, flags.output_dir, weights, flags.method, flags.top_k),
+            classifier=classifier,
+            compression=flags.compress,
+            check=check,
         )
-    paths = ", ".join(run.checkpoint.path for run in loaded)
-    print(f"{paths} exported to {flags.output_dir}")
+    sources = [*loaded, classifier] if classifier else loaded
+    paths = ", ".join(run.checkpoint.path for run in sources)
+    print(f"{paths} exported to {flags.output_dir}: {found:,} bytes")
     return 0

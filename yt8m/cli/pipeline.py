@@ -6,8 +6,9 @@
 What is trained stands in a JSON file; `distilled_1gb` is one that is shipped. The steps
 are commands of their own: folds of the training shards; first-level models, out of
 fold; their ensemble, whose predictions are soft labels; second-level nets that learn
-from these, each compressed; their embeddings side by side; one classifier of these; the
-submission, checked. --dry_run prints all the commands and runs none.
+from these, each compressed; their embeddings side by side; one classifier of these; all
+nets and the classifier as one SavedModel; its submission, checked. --dry_run prints all
+the commands and runs none.
 
 The same command again goes on where it was stopped: steps that are done are passed
 over, and training goes on from its checkpoint. A step whose flags or shards have
@@ -33,6 +34,7 @@ The JSON file holds:
 
 Second-level models have distillation_weight=1 unless given: soft labels alone. All
 models of both levels read the same shards, so they are of one level: frame or video.
+Those of the second level, which end in one SavedModel, read the same frames of a video.
 """
 
 import contextlib
@@ -56,6 +58,7 @@ from absl import flags as absl_flags
 
 from yt8m import schema
 from yt8m.cli import flags as shared
+from yt8m.config import DataConfig
 from yt8m.errors import UserError, near_matches
 from yt8m.steps import Pipeline, Step, plan
 
@@ -215,6 +218,7 @@ def read_pipeline(settings: dict[str, Any], path: str) -> Pipeline:
     tables = {k: _table(settings, k, path) for k in (*_TABLES, *_OPTIONAL_TABLES)}
     runs.load_registries()
     levels: dict[str, str] = {}
+    nets: dict[str, DataConfig] = {}
     for level in ("first_level", "second_level"):
         values[level] = {}
         for name in tables[level]:
@@ -223,9 +227,12 @@ def read_pipeline(settings: dict[str, Any], path: str) -> Pipeline:
                 raise UserError(f"{where}: a name has letters, digits, _ and - only.")
             table = tables["training"] | _table(tables[level], name, path)
             taught = level == "second_level"
-            values[level][name], levels[where], _ = _training_flags(
+            values[level][name], read, _ = _training_flags(
                 table, where, "distilled" if taught else ""
             )
+            levels[where] = read.level
+            if taught:
+                nets[where] = read
     if len(set(levels.values())) > 1:
         first = next(iter(levels))
         other = next(w for w in levels if levels[w] != levels[first])
@@ -233,15 +240,16 @@ def read_pipeline(settings: dict[str, Any], path: str) -> Pipeline:
             f"{first} is of a {levels[first]}-level model and {other} of a "
             f"{levels[other]}-level one: all must read the same shards."
         )
+    _refuse_other_frames(nets)
     if len(values["first_level"]) < 2 or not values["second_level"]:
         raise UserError(
             f"{path}: first_level needs two models at least, second_level one."
         )
     where = f"{path}: classifier"
-    values["classifier"], level, values["classifier_is_taught"] = _training_flags(
+    values["classifier"], read, values["classifier_is_taught"] = _training_flags(
         tables["classifier"], where, "classifier"
     )
-    if level != "video":
+    if read.level != "video":
         raise UserError(f"{where}: its model must be a video-level one.")
     ensemble = tables["ensemble"] or _default_ensemble()
     values["ensemble"], parsed = _flags("ensemble", ensemble, f"{path}: ensemble")
@@ -268,8 +276,8 @@ def _default_ensemble() -> dict[str, Any]:
 
 def _training_flags(
     table: dict[str, Any], where: str, kind: str
-) -> tuple[list[str], str, bool]:
-    """The flags of a model, its level, and whether it is taught.
+) -> tuple[list[str], DataConfig, bool]:
+    """The flags of a model, what it reads, and whether it is taught.
 
     Args:
         table: names and values of flags.
@@ -277,7 +285,7 @@ def _training_flags(
         kind: "distilled": of the soft labels alone unless a weight is given;
             "classifier": taught if a weight is given; "": never taught.
     """
-    from yt8m import registry
+    from yt8m import registry, runs
 
     refused = _OF_CLASSIFIER if kind == "classifier" else ()
     found, flags = _flags("train", table, where, refused)
@@ -289,10 +297,9 @@ def _training_flags(
         flags.teacher = "soft_labels.predictions"
     try:
         if flags.model_module:
-            from yt8m import runs
-
             runs.load_registries(flags.model_module)
         entry = registry.get(flags.model)
+        read = shared.data_config(flags, runs.default_data_config(flags.model))
         shared.training_config(flags)
         arguments = registry.arguments(entry.cls)
         for name in shared.given_model_args(flags):
@@ -303,7 +310,25 @@ def _training_flags(
                 )
     except UserError as e:
         raise UserError(f"{where}: {e}") from e
-    return found, entry.level, taught
+    return found, read, taught
+
+
+def _refuse_other_frames(nets: dict[str, DataConfig]) -> None:
+    """Raises `UserError` if the nets cannot be one SavedModel.
+
+    Args:
+        nets: what each reads, by where it stands.
+    """
+    places = list(nets)
+    for place in places[1:]:
+        first, other = nets[places[0]], nets[place]
+        for field in ("frames", "max_frames") if first.level == "frame" else ():
+            own, others = getattr(first, field), getattr(other, field)
+            if own != others:
+                raise UserError(
+                    f"{places[0]} has {field} {own}, {place} {others}: nets that end "
+                    "in one SavedModel read the same frames of a video."
+                )
 
 
 def _flags(
@@ -529,15 +554,19 @@ def _models(steps: Sequence[Step]) -> list[str]:
     ]
 
 
-def _bytes(steps: Sequence[Step]) -> int:
+def _check_bytes(steps: Sequence[Step], most: int | None) -> None:
+    """Raises `UserError` if what is there of the final model is more than `most`.
+
+    Its parts, as they are made, and at the end the whole.
+    """
     from yt8m.cli.compress import bytes_below
 
-    return sum(bytes_below(m) for m in _models(steps) if os.path.isdir(m))
-
-
-def _check_bytes(steps: Sequence[Step], most: int | None) -> None:
-    """Raises `UserError` if what is there of the final model is more than `most`."""
-    if most is not None and (size := _bytes(steps)) > most:
+    whole = [step.output for step in steps if step.command[0] == "export"]
+    size = max(
+        sum(bytes_below(path) for path in paths if os.path.isdir(path))
+        for paths in (_models(steps), whole)
+    )
+    if most is not None and size > most:
         raise UserError(
             f"The final model takes {size:,} bytes so far, more than the {most:,} of "
             "--max_bytes; compress it more, or take fewer or smaller nets."
@@ -547,9 +576,11 @@ def _check_bytes(steps: Sequence[Step], most: int | None) -> None:
 def _report(steps: Sequence[Step], directory: str) -> None:
     """Prints the table of scores, and where the model and the submission are."""
     from yt8m import runs
+    from yt8m.cli.compress import bytes_below
     from yt8m.cli.recipes import table
 
     rows = []
+    model = os.path.join(directory, "export")
     for step in (s for s in steps if s.command[0] == "score"):
         with open(step.output) as f:
             result = json.load(f)
@@ -562,6 +593,6 @@ def _report(steps: Sequence[Step], directory: str) -> None:
     runs.write_file(os.path.join(directory, "scores.md"), f"{text}\n")
     print(table(header, rows, "text"))
     print(
-        f"The final model: {_bytes(steps):,} bytes in {len(_models(steps))} runs below "
-        f"{directory}/model. The submission: {directory}/submission.csv"
+        f"The final model: {bytes_below(model):,} bytes, {len(_models(steps))} runs as "
+        f"one SavedModel, {model}. The submission: {directory}/submission.csv"
     )

@@ -1,12 +1,14 @@
 """Ensembles: joined by id, combined by hand-worked numbers, weighed by their GAP."""
 
 import gzip
+import re
 
 import numpy as np
 import pytest
 
 from yt8m.cli.main import run as command
 from yt8m.data.predictions import Predictions, PredictionsWriter
+from yt8m.ensemble import attention
 from yt8m.ensemble import candidates as candidate_pairs
 from yt8m.ensemble import combination as combinations
 from yt8m.ensemble.boosting import features, first_level_score
@@ -403,6 +405,100 @@ def test_first_level_scores_are_logits():
     np.testing.assert_allclose(first_level_score(0, p), expected, rtol=1e-6)
 
 
+# --- attention -----------------------------------------------------------------------
+
+
+def test_attention_beats_every_weight_where_sources_know_other_classes(
+    problems, tmp_path, capsys
+):
+    learn, test = problems
+    flags = ["--method=attention", f"--labels={learn.table}"]
+    flags += [f"--held_out_sources={','.join(learn.paths)}"]
+    args = "--attention_args=learning_rate=0.1,num_epochs=40"
+    for name in ("a", "b"):
+        assert ensemble(test.paths, tmp_path / f"{name}.csv", *flags, args) == 0
+    assert re.search(
+        r"with equal weights, 0\.\d+ after epoch [1-9]", capsys.readouterr().out
+    )
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    searched = ["--learn_weights=search", *flags[1:]]
+    assert ensemble(test.paths, tmp_path / "w.csv", *searched) == 0
+    gaps = [
+        score_submission(str(path), str(test.table), num_classes=CLASSES)["gap"]
+        for path in (tmp_path / "a.csv", tmp_path / "w.csv")
+    ]
+    assert gaps[0] > gaps[1] + 0.02
+    for other in ("rank=1", "learning_rate=0.01", "num_epochs=3", "l2_penalty=1"):
+        changed = (
+            f"{args},{other}"
+            if other.startswith(("rank", "l2"))
+            else (f"--attention_args={other}")
+        )
+        assert ensemble(test.paths, tmp_path / "o.csv", *flags, changed) == 0
+        assert (tmp_path / "a.csv").read_bytes() != (tmp_path / "o.csv").read_bytes()
+
+
+def test_attention_that_learns_nothing_is_the_mean(problems, tmp_path):
+    learn, test = problems
+    flags = ["--method=attention", f"--labels={learn.table}"]
+    flags += [f"--held_out_sources={','.join(learn.paths)}"]
+    flags += ["--attention_args=learning_rate=1e-9,num_epochs=1"]
+    assert ensemble(test.paths, tmp_path / "a.csv", *flags) == 0
+    assert ensemble(test.paths, tmp_path / "m.csv") == 0
+    for a, m in zip(
+        read_submission(str(tmp_path / "a.csv")),
+        read_submission(str(tmp_path / "m.csv")),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a[2], m[2], rtol=1e-4)
+
+
+def test_the_weights_of_attention_worked_out_by_a_twin():
+    rng = np.random.default_rng(0)
+    model = attention.AttentionMean(6, 3, 2, 0.0)
+    model.build()
+    weights = [rng.normal(size=w.shape).astype(np.float32) for w in model.get_weights()]
+    model.set_weights(weights)
+    e, f, g, w, b = weights
+    rows, columns = np.array([0, 0, 1]), np.array([0, 1, 0])
+    classes, scores = np.array([2, 5, 1]), rng.uniform(size=(3, 3)).astype(np.float32)
+    found = model.predict(attention._padded(rows, columns, classes, scores), verbose=0)
+    for video, pairs in ((0, [0, 1]), (1, [2])):
+        seen = sum(scores[i].mean() * f[classes[i]] for i in pairs)
+        gate = 1 / (1 + np.exp(-(g + seen)))
+        for i in pairs:
+            a = np.exp(b + (e[classes[i]] * gate) @ w)
+            expected = (a / a.sum()) @ scores[i]
+            assert found[video, columns[i]] == pytest.approx(expected, rel=1e-5)
+    assert found[1, 1] == 0
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        ("ranks=3", "--attention_args: unknown ranks. Did you mean rank"),
+        ("rank=0", "rank must be a whole number from 1, not 0"),
+        ("rank=1.5", "rank must be a whole number from 1, not 1.5"),
+        ("learning_rate=fast", "learning_rate must be a number from 1e-09"),
+        ("l2_penalty=-1", "l2_penalty must be a number from 0, not -1"),
+    ],
+)
+def test_bad_arguments_of_attention_are_refused(problems, tmp_path, capsys, args, said):
+    learn = problems[0]
+    flags = ["--method=attention", f"--labels={learn.table}"]
+    flags += [f"--held_out_sources={','.join(learn.paths)}", f"--attention_args={args}"]
+    assert ensemble(learn.paths, tmp_path / "a.csv", *flags) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_attention_needs_a_video_to_be_checked_on(problems, tmp_path, capsys):
+    learn = problems[0]
+    flags = ["--method=attention", f"--labels={learn.table}", "--learn_videos=4"]
+    flags += [f"--held_out_sources={','.join(learn.paths)}"]
+    assert ensemble(learn.paths, tmp_path / "a.csv", *flags) == 1
+    assert "of 4 video(s), but attention is learned on 5" in capsys.readouterr().err
+
+
 # --- refusals ------------------------------------------------------------------------
 
 
@@ -420,7 +516,7 @@ def test_first_level_scores_are_logits():
         (["--held_out_sources=a,b"], "--held_out_sources is for learning"),
         (["--floor=0.1"], "--floor is of --method=geometric"),
         (["--lightgbm_args=seed=1"], "--lightgbm_args is of --method=lightgbm"),
-        (["--method=lightgbm", "--weights=1,1"], "has no weights"),
+        (["--method=lightgbm", "--weights=1,1"], "has no such weights"),
         (["--method=lightgbm", "--labels=x"], "needs --held_out_sources"),
         (
             ["--learn_weights=search", "--labels=x", "--held_out_sources=a"],

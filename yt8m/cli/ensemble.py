@@ -11,6 +11,7 @@ the same videos. --method:
     geometric   the normalised geometric mean, which is the mean of the logits
     rank        the mean of the ranks among all pairs of a source
     lightgbm    trees over all sources' scores (pip install -e .[ensemble])
+    attention   the mean of the probabilities, weighted by class and video
 
 Weights are given, or learned on videos whose labels the models never saw, by their GAP:
 --held_out_sources are the same models' predictions of those videos, in the same order.
@@ -37,6 +38,8 @@ from yt8m.cli import flags as shared
 from yt8m.errors import UserError
 
 _STORED_OF_A_VIDEO = 100
+# Methods that learn a model of their own, on other videos than they combine.
+_STACKED = ("lightgbm", "attention")
 
 
 def define(flags: shared.FlagValues) -> None:
@@ -58,7 +61,7 @@ def define(flags: shared.FlagValues) -> None:
     absl_flags.DEFINE_enum(
         "method",
         "mean",
-        ["mean", "geometric", "rank", "lightgbm"],
+        ["mean", "geometric", "rank", *_STACKED],
         "How the sources are combined.",
         flag_values=flags,
     )
@@ -108,6 +111,13 @@ def define(flags: shared.FlagValues) -> None:
         "learning_rate, num_leaves, ...",
         flag_values=flags,
     )
+    string(
+        "attention_args",
+        "",
+        "Of --method=attention, as name=value,name=value: rank, learning_rate, "
+        "num_epochs, l2_penalty.",
+        flag_values=flags,
+    )
     shared.top_k(
         flags,
         "Predictions written for each video (in a folder of predictions "
@@ -135,6 +145,8 @@ def run(flags: shared.FlagValues) -> int:
     sources = open_sources(paths, flags.num_classes)
     if flags.method == "lightgbm":
         blocks = _boosted(flags, sources)
+    elif flags.method == "attention":
+        blocks = _attended(flags, sources)
     else:
         blocks = _weighted(flags, sources, weights)
     stored = flags.output_file.endswith(ENDING) and not shared.given(flags, "top_k")
@@ -214,11 +226,12 @@ def _refuse_contradictions(flags: shared.FlagValues, paths: list[str]) -> None:
         if wrong:
             raise UserError(text)
 
-    trees = flags.method == "lightgbm"
-    learns = bool(flags.learn_weights) or trees
+    stacked = flags.method in _STACKED
+    learns = bool(flags.learn_weights) or stacked
     refuse(
-        trees and bool(flags.learn_weights or flags.weights),
-        "--method=lightgbm has no weights: leave out --weights and --learn_weights.",
+        stacked and bool(flags.learn_weights or flags.weights),
+        f"--method={flags.method} has no such weights: leave out --weights and "
+        "--learn_weights.",
     )
     refuse(
         bool(flags.weights and flags.learn_weights),
@@ -226,16 +239,20 @@ def _refuse_contradictions(flags: shared.FlagValues, paths: list[str]) -> None:
     )
     refuse(learns and not flags.labels, "Nothing to learn from: give --labels.")
     refuse(
-        trees and not flags.held_out_sources,
-        "--method=lightgbm needs --held_out_sources: on the videos that it learns "
-        "from, trees know the labels.",
+        stacked and not flags.held_out_sources,
+        f"--method={flags.method} needs --held_out_sources: on the videos that it "
+        "learns from, it knows the labels.",
     )
     for name in ("labels", "held_out_sources", "learn_videos"):
         refuse(
             shared.given(flags, name) and not learns,
-            f"--{name} is for learning: give --learn_weights or --method=lightgbm.",
+            f"--{name} is for learning: give --learn_weights, or one of "
+            f"--method={', '.join(_STACKED)}.",
         )
-    for name, method in (("floor", "geometric"), ("lightgbm_args", "lightgbm")):
+    for name, method in (
+        ("floor", "geometric"),
+        *((f"{method}_args", method) for method in _STACKED),
+    ):
         refuse(
             shared.given(flags, name) and flags.method != method,
             f"--{name} is of --method={method}.",
@@ -311,3 +328,19 @@ def _boosted(flags: shared.FlagValues, sources: list[Any]) -> Any:
     args = shared.parse_arguments(flags.lightgbm_args, "--lightgbm_args")
     candidates = _candidates(flags, _held_out(flags, sources), first_level_score)
     return BoostedTrees(candidates, args).blocks(sources)
+
+
+def _attended(flags: shared.FlagValues, sources: list[Any]) -> Any:
+    """The blocks of a mean whose weights depend on class and video; says the gain."""
+    from yt8m.ensemble.attention import AttentionStacking, first_level_score
+
+    args = shared.parse_arguments(flags.attention_args, "--attention_args")
+    candidates = _candidates(flags, _held_out(flags, sources), first_level_score)
+    stacking = AttentionStacking(candidates, flags.num_classes, args)
+    gaps = stacking.gaps
+    print(
+        f"On the fifth of the videos that was not learned from, GAP of candidates "
+        f"{gaps[0]:.5f} with equal weights, {max(gaps):.5f} after epoch "
+        f"{gaps.index(max(gaps))}"
+    )
+    return stacking.blocks(sources)

@@ -60,6 +60,28 @@ class Candidates:
         top = PairKeys(padded[pairs], classes[pairs], hits[pairs])
         return top.gap(self.total_positives)
 
+    def part(self, chosen: np.ndarray, num_videos: int) -> "Candidates":
+        """The pairs of some videos, each with all of its own.
+
+        Labels of them that are no candidates are not counted: of two GAPs of it the
+        higher is the better.
+
+        Args:
+            chosen: bool [P].
+            num_videos: that the pairs are of, or more.
+        """
+        rows = np.unique(self.rows[chosen], return_inverse=True)[1]
+        names = ("columns", "classes", "scores", "hits")
+        kept = {name: getattr(self, name)[chosen] for name in names}
+        positives = max(1, int(np.count_nonzero(kept["hits"])))
+        return Candidates(
+            rows,
+            **kept,
+            num_videos=num_videos,
+            total_positives=positives,
+            top_k=self.top_k,
+        )
+
     @cached_property
     def _places(self) -> np.ndarray:
         """The number of each video's pairs, int32 [N, most pairs]; P where none is."""

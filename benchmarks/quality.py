@@ -15,6 +15,7 @@ import argparse
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 
 from benchmarks.zoo import results, rows, tables
 from yt8m.errors import UserError
@@ -146,38 +147,48 @@ def report_labels(options: argparse.Namespace, stored, settings: list[dict]) -> 
 
 
 def report_corrupted(options: argparse.Namespace, stored, setting: dict) -> None:
-    found = results.by_row(stored.read("corrupted", setting), rows.CORRUPTED_ROWS)
-    if not found:
-        raise UserError(f"{stored.path} has no results of {setting}.")
-    every = [r for own in found.values() for r in own]
-    lines = [
-        "## Labels most of which are missing",
-        "",
-        f"{tables.places(every)}. {setting['videos']} embedded videos of 120 static "
-        f"classes to train on, {setting['videos'] // 4} others scored by their true "
-        f"labels; {setting['steps']} steps of 128. Soft labels are those of models "
-        "that have not seen the video.",
-        "",
-        tables.corrupted_section(found),
-    ]
-    write_section(options.output, "corrupted labels", "\n".join(lines))
+    report_rows(
+        *(options, stored, "corrupted", setting, rows.CORRUPTED_ROWS),
+        title="Labels most of which are missing",
+        text=f"{setting['videos']} embedded videos of 120 static classes to train on, "
+        f"{setting['videos'] // 4} others scored by their true labels; "
+        f"{setting['steps']} steps of 128. Soft labels are those of models that have "
+        "not seen the video.",
+        body=tables.corrupted_section,
+        section="corrupted labels",
+    )
 
 
 def report_precision(options: argparse.Namespace, stored, setting: dict) -> None:
-    found = results.by_row(stored.read("precision", setting), rows.PRECISION_ROWS)
+    report_rows(
+        *(options, stored, "precision", setting, rows.PRECISION_ROWS),
+        title="Precision",
+        text="Videos and trainings are those of the kinds of classes, with matrix "
+        "products of float32 or of bfloat16; losses and weights are float32 in both.",
+        body=tables.precision_section,
+        section="precision",
+    )
+
+
+def report_rows(
+    options: argparse.Namespace,
+    stored,
+    part: str,
+    setting: dict,
+    known: dict[str, rows.Row],
+    *,
+    title: str,
+    text: str,
+    body: Callable[[tables.Seeds], str],
+    section: str,
+) -> None:
+    """Writes the section of a part whose results are of one setting."""
+    found = results.by_row(stored.read(part, setting), known)
     if not found:
         raise UserError(f"{stored.path} has no results of {setting}.")
     every = [r for own in found.values() for r in own]
-    lines = [
-        "## Precision",
-        "",
-        f"{tables.places(every)}. The same videos, trainings and settings as above, "
-        "with matrix products of float32 or of bfloat16; sums, norms, losses and "
-        "weights are float32 in both.",
-        "",
-        tables.precision_section(found),
-    ]
-    write_section(options.output, "precision", "\n".join(lines))
+    lines = [f"## {title}", "", f"{tables.places(every)}. {text}", "", body(found)]
+    write_section(options.output, section, "\n".join(lines))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -87,6 +87,11 @@ def test_its_bytes_are_those_of_the_codes(tmp_path, capsys):
             }[method]
         )
         assert sum(v.shape.num_elements() for v in loaded.kept) == CLASSES
+        reader = tf.train.load_checkpoint(str(out / "variables" / "variables"))
+        saved = reader.get_variable_to_dtype_map().values()
+        assert sum(dtype == tf.float32 for dtype in saved) == len(loaded.kept) + (
+            method == "codebook8"
+        )
     flags = ["--compress=float16", f"--max_bytes={sizes['float16'] - 2000}"]
     assert export([tmp_path / "run"], tmp_path / "none", *flags) == 1
     error = capsys.readouterr().err

@@ -72,7 +72,9 @@ class StoredWeights(tf.Module):
     def __init__(self, variables: Sequence[Any], method: str | None = None):
         super().__init__("stored_weights")
         self.kept, self.stored, self.expanded = [], [], []
-        self._replaced: list[tuple[Any, _Expanded]] = []
+        replaced: list[tuple[Any, _Expanded]] = []
+        # A function: what an attribute holds is saved, and would be so twice.
+        self._pairs = lambda: replaced
         for variable in variables:
             arrays = {"kept": None}
             if method:
@@ -86,10 +88,10 @@ class StoredWeights(tf.Module):
             }
             self.stored.extend(stored.values())
             self.expanded.append(_Expanded(stored))
-            self._replaced.append((variable, self.expanded[-1]))
+            replaced.append((variable, self.expanded[-1]))
 
     def scope(self):
         """Where the model computes with the weights as they are stored."""
         return keras.StatelessScope(
-            state_mapping=[(v, expanded.value()) for v, expanded in self._replaced]
+            state_mapping=[(v, expanded.value()) for v, expanded in self._pairs()]
         )

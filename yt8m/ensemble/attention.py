@@ -19,8 +19,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from yt8m.ensemble.candidates import Candidates, candidate_scores, columns_of
-from yt8m.ensemble.sources import Source, joined
+from yt8m.ensemble.candidates import Candidates, predicted_blocks
+from yt8m.ensemble.sources import Source
 from yt8m.errors import UserError, near_matches
 
 _VIDEOS = 512  # at once
@@ -110,16 +110,12 @@ class AttentionStacking:
 
         Classes that are no candidates have the probability 0.
         """
-        for ids, rows in joined(sources, _VIDEOS):
-            cells, scores = candidate_scores(
-                sources, rows, first_level_score, self._count
-            )
-            found = np.zeros((len(ids), sources[0].num_classes), np.float32)
-            if len(scores):
-                columns = columns_of(cells[0])
-                inputs = _padded(cells[0], columns, cells[1], scores, len(ids))
-                found[cells] = self._predict(inputs)[cells[0], columns]
-            yield ids, found
+
+        def predict(rows, columns, classes, scores):
+            inputs = _padded(rows, columns, classes, scores)
+            return self._predict(inputs)[rows, columns]
+
+        return predicted_blocks(sources, first_level_score, self._count, predict)
 
 
 def _checked(args: dict[str, Any]) -> dict[str, Any]:
@@ -141,11 +137,9 @@ def _padded(
     columns: np.ndarray,
     classes: np.ndarray,
     scores: np.ndarray,
-    num_videos: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Candidate pairs as arrays by video, [N, K] and [N, K, M]; the others are 0."""
-    count = int(rows.max(initial=-1)) + 1 if num_videos is None else num_videos
-    shape = (count, int(columns.max(initial=0)) + 1)
+    shape = tuple(int(x.max(initial=-1)) + 1 for x in (rows, columns))
     inputs = {
         "classes": np.zeros(shape, np.int32),
         "scores": np.zeros((*shape, scores.shape[1]), np.float32),

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from yt8m.ensemble.candidates import Candidates, candidate_scores, columns_of
+from yt8m.ensemble.candidates import Candidates, predicted_blocks
 from yt8m.ensemble.combination import logits_of
-from yt8m.ensemble.sources import Source, joined
+from yt8m.ensemble.sources import Source
 from yt8m.errors import UserError
 
 _FLOOR = 1e-6  # of probabilities whose logits are taken
-_VIDEOS = 512  # at once
 # LightGBM's own names. Given the data they make equal trees, on any number of threads.
 _FIXED = {
     "objective": "binary",
@@ -79,15 +78,11 @@ class BoostedTrees:
 
         Classes that are no candidates have the probability 0.
         """
-        for ids, rows in joined(sources, _VIDEOS):
-            cells, scores = candidate_scores(
-                sources, rows, first_level_score, self._count
-            )
-            found = np.zeros((len(ids), sources[0].num_classes), np.float32)
-            if len(scores):
-                given = features(cells[0], columns_of(cells[0]), scores)
-                found[cells] = self._trees.predict(given)
-            yield ids, found
+
+        def predict(rows, columns, classes, scores):
+            return self._trees.predict(features(rows, columns, scores))
+
+        return predicted_blocks(sources, first_level_score, self._count, predict)
 
 
 def import_lightgbm() -> Any:

@@ -5,7 +5,7 @@ of their weighted sums is that of the whole ensemble, but for classes that none 
 sources ranks that high.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -188,3 +188,27 @@ def candidate_scores(
     cells = np.nonzero(chosen)
     scores = [score(i, p)[cells] for i, p in enumerate(probabilities)]
     return cells, np.stack(scores, axis=1).astype(np.float32)
+
+
+def predicted_blocks(
+    sources: Sequence[Source],
+    score: Callable[[int, np.ndarray], np.ndarray],
+    count: int,
+    predict: Callable[..., np.ndarray],
+) -> Iterator[tuple[list[bytes], np.ndarray]]:
+    """All videos in the order of the first source: ids, and float32 [n, C].
+
+    Classes that are no candidates have the probability 0.
+
+    Args:
+        sources, score: as `collect`.
+        count: best classes of a source that are candidates.
+        predict: gives the probability [P] of each pair, from `rows`, `columns`,
+            `classes` and `scores` as `Candidates` has them.
+    """
+    for ids, rows in joined(sources, _VIDEOS):
+        cells, scores = candidate_scores(sources, rows, score, count)
+        found = np.zeros((len(ids), sources[0].num_classes), np.float32)
+        if len(scores):
+            found[cells] = predict(cells[0], columns_of(cells[0]), cells[1], scores)
+        yield ids, found

@@ -10,8 +10,9 @@ import numpy as np
 
 from yt8m.metrics.keys import rank_keys
 
-# Scores that are transposed at once: 2 MB, so that work on them stays in the cache.
-_BLOCK_SCORES = 1 << 19
+# Scores that are transposed at once, 4 MB: the more, the less often threads wait for
+# one another, and the more of a line of the cache is of use.
+_BLOCK_SCORES = 1 << 20
 # Of tied positives; to sort all scores with their records takes longer than to count
 # the equal ones before each of a few.
 _MOST_COUNTED = 32
@@ -73,7 +74,7 @@ class KeptLogits:
     def by_class(
         self, first: int = 0, end: int | None = None
     ) -> Iterator[tuple[int, np.ndarray, list[np.ndarray]]]:
-        """Yields blocks of classes.
+        """Yields blocks of classes, all in the same memory.
 
         Args:
             first, end: only those from `first` to before `end`; None for all.
@@ -92,9 +93,10 @@ class KeptLogits:
         positives = [places[a:b] for a, b in pairwise([0, *ends])]
         end = self._num_classes if end is None else end
         step = max(1, _BLOCK_SCORES // self.num_videos)
+        blocks = np.empty((step, self.num_videos), np.float32)
         for low in range(first, end, step):
             high = min(low + step, end)
-            block = np.empty((high - low, self.num_videos), np.float32)
+            block = blocks[: high - low]
             for b, start in zip(self._batches, starts, strict=False):
                 # A sum: it turns -0.0 into 0.0.
                 own = block[:, start : start + len(b.logits)]
@@ -116,9 +118,13 @@ class KeptLogits:
 
     def _ranks_of_classes(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         classes, ranks = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        records = self.records()
+        records, sorted_blocks = self.records(), None
         for first_class, block, positives in self.by_class(first, end):
-            ascending = np.sort(block, axis=1)
+            if sorted_blocks is None:
+                sorted_blocks = np.empty_like(block)
+            ascending = sorted_blocks[: len(block)]
+            np.copyto(ascending, block)
+            ascending.sort(axis=1)
             for row, places in enumerate(positives):
                 if len(places):
                     found = _ranks(block[row], ascending[row], places, records)

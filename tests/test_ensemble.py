@@ -414,9 +414,14 @@ def test_attention_beats_every_weight_where_sources_know_other_classes(
     learn, test = problems
     flags = ["--method=attention", f"--labels={learn.table}"]
     flags += [f"--held_out_sources={','.join(learn.paths)}"]
-    args = "--attention_args=learning_rate=0.1,num_epochs=40"
+
+    def args(**changes):
+        given = {"learning_rate": 0.2, "num_epochs": 10} | changes
+        text = ",".join(f"{name}={value}" for name, value in given.items())
+        return f"--attention_args={text}"
+
     for name in ("a", "b"):
-        assert ensemble(test.paths, tmp_path / f"{name}.csv", *flags, args) == 0
+        assert ensemble(test.paths, tmp_path / f"{name}.csv", *flags, args()) == 0
     assert re.search(
         r"with equal weights, 0\.\d+ after epoch [1-9]", capsys.readouterr().out
     )
@@ -428,12 +433,13 @@ def test_attention_beats_every_weight_where_sources_know_other_classes(
         for path in (tmp_path / "a.csv", tmp_path / "w.csv")
     ]
     assert gaps[0] > gaps[1] + 0.02
-    for other in ("rank=1", "learning_rate=0.01", "num_epochs=3", "l2_penalty=1"):
-        changed = (
-            f"{args},{other}"
-            if other.startswith(("rank", "l2"))
-            else (f"--attention_args={other}")
-        )
+    for change in (
+        {"rank": 1},
+        {"learning_rate": 0.01},
+        {"num_epochs": 3},
+        {"l2_penalty": 1},
+    ):
+        changed = args(**change)
         assert ensemble(test.paths, tmp_path / "o.csv", *flags, changed) == 0
         assert (tmp_path / "a.csv").read_bytes() != (tmp_path / "o.csv").read_bytes()
 

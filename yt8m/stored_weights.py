@@ -6,6 +6,7 @@ the SavedModel, TensorFlow Serving too, have it filled by the SavedModel's initi
 So a call takes the time that it takes with the weights as they were; the memory too.
 """
 
+import contextlib
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -92,6 +93,8 @@ class StoredWeights(tf.Module):
 
     def scope(self):
         """Where the model computes with the weights as they are stored."""
+        if not self._pairs():
+            return contextlib.nullcontext()
         return keras.StatelessScope(
             state_mapping=[(v, expanded.value()) for v, expanded in self._pairs()]
         )

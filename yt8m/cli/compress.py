@@ -6,7 +6,8 @@
 What is written is a run directory that stays small on disk: eval.py, inference.py and
 export_model.py take it as --train_dir, and inference.py --output_model_tgz packs it
 into one file. Only the weights' storage changes: the arithmetic is as before. Biases,
-norms and other small weights are kept. Training does not go on from it.
+norms and other small weights are kept. Training does not go on from it. Several runs
+become one file, compressed in the same way, by export_model.py --compress.
 
 With --eval_data_pattern it says the GAP before and after, of the weights as they are
 read from the files. --max_bytes refuses what is larger: the challenge of 2018 took one

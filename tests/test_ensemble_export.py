@@ -124,3 +124,18 @@ def test_a_directory_with_a_comma_is_one_run(tmp_path):
     make_run(tmp_path / "a,b", "LogisticModel")
     assert export([tmp_path / "a,b"], tmp_path / "export") == 0
     assert (tmp_path / "export" / "model.keras").exists()
+
+
+def test_inference_needs_no_class_of_the_exported_model(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "run", "LogisticModel")
+    assert export([tmp_path / "run"], tmp_path / "export") == 0
+    records, _ = make_records("video")
+    shard = str(tmp_path / "a.tfrecord")
+    write_records(shard, records)
+    # As in a process of its own, where no model has been registered yet.
+    monkeypatch.setattr("yt8m.registry._ENTRIES", {})
+    flags = [f"--saved_model={tmp_path / 'export'}", f"--input_data_pattern={shard}"]
+    flags += [f"--output_file={tmp_path / 'o.csv'}"]
+    assert command("inference", flags) == 0, capsys.readouterr().err
+    assert command("inference", [*flags, "--model_args=no_such=1"]) == 1
+    assert "with no argument no_such, not no_such=1" in capsys.readouterr().err

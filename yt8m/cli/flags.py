@@ -783,7 +783,10 @@ def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
     )
     flags.segment_labels = segments
     dataclasses.replace(stored, data=data).refuse_changes(again)
-    known = registry.arguments(registry.get(stored.model.name).cls) | stored.model.args
+    # An export needs no class; that of its model may be in a file which is not here.
+    known = dict(stored.model.args)
+    if stored.model.name in registry.names():
+        known = registry.arguments(registry.get(stored.model.name).cls) | known
     for name, value in model_args(flags).items():
         if name not in known or known[name] != value:
             was = f"{name}={known[name]}" if name in known else f"no argument {name}"

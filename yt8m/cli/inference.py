@@ -476,6 +476,7 @@ def _load(flags: shared.FlagValues) -> tuple[Any, RunConfig, str]:
 
     if flags.saved_model:
         exported = predict.load_saved_model(flags.saved_model)
+        runs.load_registries()
         shared.check_repeated(flags, exported.run_config)
         return exported, exported.run_config, flags.saved_model
     directory = flags.train_dir.rstrip("/")

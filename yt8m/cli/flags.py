@@ -244,7 +244,10 @@ def open_video_embeddings(flags: FlagValues, model: str, args: dict[str, Any]):
     from yt8m import registry
     from yt8m.data.video_embeddings import VideoEmbeddings
 
-    reads = EMBEDDING_SIZE in registry.arguments(registry.get(model).cls)
+    known = args
+    if model in registry.names():  # that of an export may be in a file elsewhere
+        known = registry.arguments(registry.get(model).cls)
+    reads = EMBEDDING_SIZE in known
     size = args.get(EMBEDDING_SIZE)
     if not flags.video_embeddings:
         if size or (reads and size is None):

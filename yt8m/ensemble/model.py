@@ -188,8 +188,7 @@ def joint_data(members: Sequence[Run]) -> DataConfig:
             other = getattr(run.config.data, field.name)
             same = str(own) == str(other)
             if field.name == "features":
-                same = all(own.get(n, size) == size for n, size in other.items())
-                same &= all(features.get(n, s) == s for n, s in other.items())
+                same = all(features.get(n, s) == s for n, s in other.items())
                 features |= other
             elif field.name == "float_features":
                 same, floats = True, [*floats, *(n for n in other if n not in floats)]

@@ -96,9 +96,8 @@ def read_settings(name: str) -> Settings:
     recipe = recipes.read(name)
     flags = absl_flags.FlagValues()
     train.define(flags)
-    words = shlex.split(recipe.command)
-    given = [w for w in words if w.startswith("--") and not w.startswith("--recipe=")]
-    flags(["train", *recipe.flags, *given])
+    flags([w for w in shlex.split(recipe.command) if w != "python"])
+    recipes.follow(flags, train.define)
     training = shared.training_config(flags)
     return Settings(
         recipe,

@@ -7,7 +7,7 @@ import pytest
 from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
-from yt8m.cli import main
+from yt8m.cli import main, recipes
 from yt8m.cli.recipes import recipe_flags, recipe_names, recipe_title
 from yt8m.errors import UserError
 
@@ -122,15 +122,75 @@ def test_a_recipe_states_its_source_and_its_flags_are_known(name):
     assert shared.given(flags, "model")
 
 
-def test_flags_beside_a_recipe_override_its_own():
+def _with_recipe(*arguments):
     from yt8m.cli import train
 
     flags = absl_flags.FlagValues()
     train.define(flags)
-    argv = ["train", "--batch_size=7", "--recipe=willow_netvlad"]
-    flags(main._with_recipe(flags, argv))
+    flags(["train", *arguments])
+    recipes.follow(flags, train.define)
+    return flags
+
+
+def test_flags_beside_a_recipe_override_its_own():
+    flags = _with_recipe("--batch_size=7", "--recipe=willow_netvlad")
     assert flags.batch_size == 7
     assert flags.model == "NetVLADModel"
+    assert shared.given(flags, "model") and not shared.given(flags, "seed")
+
+
+def test_arguments_beside_a_recipe_override_its_own_one_by_one():
+    flags = _with_recipe(
+        *("--recipe=early_concat_lstm", "--model_args=cell=gru", "--head=moe"),
+        "--optimizer_args=beta_1=0.8",
+    )
+    args = shared.model_args(flags)
+    assert args.pop("cell") == "gru" and args.pop("head") == "moe"
+    assert args == {
+        "cells": 1024,
+        "layers": 2,
+        "read_out": "states",
+        "hidden_layers": [[2048, "relu"]],
+    }
+    assert flags.optimizer_args == "beta_1=0.8"
+    flags = _with_recipe("--recipe=snuvl_best", "--pooling_args=outputs=states")
+    assert shared.model_args(flags)["pooling_args"] == {
+        "cells": 1152,
+        "dropout": 0.8,
+        "read_out": "memory_inputs_outputs",
+        "outputs": "states",
+    }
+    flags = _with_recipe("--recipe=snuvl_best", "--optimizer_args=epsilon=1e-4")
+    assert shared.parse_arguments(flags.optimizer_args, "")["beta_2"] == 0.999
+    assert shared.training_config(flags).optimizer_args["epsilon"] == 1e-4
+
+
+@pytest.mark.parametrize(
+    "given, left, kept",
+    [
+        (["--head=mlp"], "num_mixtures", "pooling_args"),
+        (["--model_args=head=mlp"], "num_mixtures", "pooling_args"),
+        (["--pooling=average"], "pooling_args", "num_mixtures"),
+        (["--model=DbofModel"], "pooling_args", None),
+        (["--head=moe"], None, "num_mixtures"),
+        (["--moe_num_mixtures=3"], None, "pooling_args"),
+    ],
+)
+def test_what_a_recipe_says_of_its_parts_is_not_said_of_others(given, left, kept):
+    args = shared.model_args(_with_recipe("--recipe=snuvl_best", *given))
+    assert left not in args
+    assert kept is None or kept in args
+    if "--moe_num_mixtures=3" in given:
+        assert args["num_mixtures"] == 3
+
+
+def test_another_loss_or_optimizer_has_its_own_arguments():
+    flags = _with_recipe("--recipe=snuvl_best", "--label_loss=HingeLoss")
+    assert not shared.given(flags, "label_loss_args")
+    assert flags.optimizer_args
+    flags = _with_recipe("--recipe=snuvl_best", "--optimizer=SGD")
+    assert not shared.given(flags, "optimizer_args")
+    assert flags.label_loss_args == "delta=0.5"
 
 
 def test_the_list_of_models_has_level_arguments_and_paper(capsys):
@@ -162,3 +222,10 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert len(done.stdout) == 10
+
+
+def test_a_mixture_s_branches_have_the_head():
+    flags = _with_recipe("--model=MixtureNeXtVLADModel", "--head=chain", "--moe_l2=0")
+    assert shared.given_model_args(flags) == {
+        "branch_args": {"head": "chain", "l2_penalty": 0.0}
+    }

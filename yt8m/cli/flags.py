@@ -65,6 +65,10 @@ SPELLINGS: dict[str, tuple[str, type, tuple[str, ...] | None]] = {
     "label_processing_args": ("label_processing_args", dict, None),
 }
 
+# Arguments that a mixture's branches have, and not the mixture.
+_OF_BRANCHES = ("pca_eigenvalues", "head", "head_args", "num_mixtures", "l2_penalty")
+_OF_BRANCHES += ("gating_probabilities", "label_processing", "label_processing_args")
+
 _OF_TEACHER = ("teacher_checkpoint", "distillation_weight", "temperature")
 _OF_TEACHER += ("on_missing_soft_labels",)
 EMBEDDING_SIZE = "video_embedding_size"  # argument of a model that reads them
@@ -643,6 +647,11 @@ def parse_arguments(text: str, flag: str) -> dict[str, Any]:
     return found
 
 
+def format_arguments(arguments: dict[str, Any]) -> str:
+    """The text that `parse_arguments` reads as these arguments."""
+    return ",".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
 def _split(text: str) -> list[str]:
     """Splits at the commas outside of brackets and quotes."""
     parts, depth, quote, start = [], 0, "", 0
@@ -726,11 +735,10 @@ def given_model_args(flags: FlagValues) -> dict[str, Any]:
         if argument in args:
             raise UserError(f"{origin[argument]} and --{name} both set {argument}.")
         args[argument], origin[argument] = value, f"--{name}"
-    if flags.model == "MixtureNeXtVLADModel" and "pca_eigenvalues" in args:
-        branch_args = args.get("branch_args") or {}
-        args["branch_args"] = branch_args | {
-            "pca_eigenvalues": args.pop("pca_eigenvalues")
-        }
+    if flags.model == "MixtureNeXtVLADModel":
+        of_branches = {n: args.pop(n) for n in _OF_BRANCHES if n in args}
+        if of_branches:
+            args["branch_args"] = (args.get("branch_args") or {}) | of_branches
     return args
 
 

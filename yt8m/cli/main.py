@@ -21,6 +21,7 @@ from typing import NoReturn
 from absl import flags as absl_flags
 
 from yt8m import __version__
+from yt8m.cli import recipes
 from yt8m.errors import UserError, near_matches
 
 _INTERNAL = ("flags", "main")
@@ -48,7 +49,7 @@ def run(command: str, arguments: list[str]) -> int:
     absl_flags.DEFINE_bool("help", False, "Shows this help.", flag_values=flags)
     module.define(flags)
     try:
-        rest = flags(_with_recipe(flags, [command, *arguments]))[1:]
+        rest = flags([command, *arguments])[1:]
         if flags["help"].value:
             print(_help(command, module, flags))
             return 0
@@ -60,6 +61,7 @@ def run(command: str, arguments: list[str]) -> int:
         if len(rest) < len(wanted):
             raise UserError(f"Give {wanted[len(rest)]}; see --help.")
         import_tensorflow()
+        recipes.follow(flags, module.define)
         _prepare_paths(flags, getattr(module, "LOCAL", ()))
         return module.run(flags, *rest) or 0
     except absl_flags.Error as e:
@@ -145,21 +147,6 @@ def _prepare_paths(flags: absl_flags.FlagValues, local: tuple[str, ...]) -> None
         value = flags[name].value
         if isinstance(value, str) and name not in local and not remote.is_url(value):
             remote.prepare(value, f"--{name}")
-
-
-def _with_recipe(flags: absl_flags.FlagValues, argv: list[str]) -> list[str]:
-    """Puts the flags of `--recipe=NAME` before the others, which override them."""
-    if "recipe" not in flags:
-        return argv
-    from yt8m.cli.recipes import recipe_flags
-
-    for i, argument in enumerate(argv):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == "recipe":
-            if not equals:
-                value = argv[i + 1] if i + 1 < len(argv) else ""
-            return [argv[0], *recipe_flags(value), *argv[1:]]
-    return argv
 
 
 def _one_line(error: Exception) -> str:

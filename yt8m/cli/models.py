@@ -89,7 +89,7 @@ def default_cost(name: str) -> str:
     if cls.level == "video":
         frames, seen = 0, "its default features"
     else:
-        frames = cls.default_frames.count or schema.MAX_FRAMES
+        frames = cls.default_frames.evaluated().count or schema.MAX_FRAMES
         seen = f"{frames} frames"
     cost = model_cost(name, {}, frames)
     return (

@@ -340,10 +340,11 @@ def _flags(
         UserError: an unknown flag (near matches are listed), one that the pipeline
             sets, or a value that is refused.
     """
-    from yt8m.cli.recipes import recipe_flags
+    from yt8m.cli import recipes
 
     flags = absl_flags.FlagValues()
-    importlib.import_module(f"yt8m.cli.{command}").define(flags)
+    define = importlib.import_module(f"yt8m.cli.{command}").define
+    define(flags)
     own = (*_OWN[command], *refused)
     found = []
     for name, value in table.items():
@@ -358,8 +359,8 @@ def _flags(
             raise UserError(f"{where}: {name} must be a number, a text, true or false.")
         found.append(f"--{name}={json.dumps(value) if type(value) is bool else value}")
     try:
-        recipe = recipe_flags(table["recipe"]) if "recipe" in table else []
-        flags([command, *recipe, *found])
+        flags([command, *found])
+        recipes.follow(flags, define)
     except (absl_flags.Error, UserError) as e:
         raise UserError(f"{where}: {e}") from e
     return found, flags

@@ -9,9 +9,10 @@
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -22,6 +23,12 @@ FORMATS = ("text", "markdown")
 # Of a recipe's header, in their order, after the title in its first line.
 KEYS = ("Source", "Command", "Published", "Measured on the dataset")
 
+# Arguments of a model that are those of one of its parts.
+_OF_PART = {
+    "head": ("head_args", "num_mixtures"),
+    "pooling": ("pooling_args",),
+    "label_processing": ("label_processing_args",),
+}
 _FOLDER = resources.files("yt8m") / "recipes"
 
 
@@ -137,6 +144,72 @@ def recipe_title(name: str) -> str:
 def recipe_flags(name: str) -> list[str]:
     """The flags of a recipe, as they would stand on a command line."""
     return read(name).flags
+
+
+def follow(
+    flags: shared.FlagValues, define: Callable[[shared.FlagValues], None]
+) -> None:
+    """Gives flags that were not given the values that `--recipe` has for them.
+
+    Those that hold several arguments, such as --model_args, follow it argument by
+    argument, however either spells them. What the recipe says of its own model, head,
+    pooling, label processing, loss or optimiser does not hold for another one.
+
+    Args:
+        flags: as given; changed. Without a recipe they stay as they are.
+        define: of the flags.
+
+    Raises:
+        UserError: an unknown recipe, or arguments that cannot be read.
+    """
+    if "recipe" not in flags or flags.recipe is None:
+        return
+    recipe = absl_flags.FlagValues()
+    define(recipe)
+    recipe(["recipe", *recipe_flags(flags.recipe)])
+    holders = {"model_args", "label_loss_args", "optimizer_args", *shared.SPELLINGS}
+    same = {
+        part: not shared.given(flags, part) or flags[part].value == recipe[part].value
+        for part in ("model", "label_loss", "optimizer")
+    }
+    for name in recipe:
+        given = shared.given(flags, name) or not shared.given(recipe, name)
+        if not given and name not in holders:
+            _set(flags, name, recipe[name].value)
+    for part in ("label_loss", "optimizer"):
+        name = f"{part}_args"
+        if same[part] and shared.given(recipe, name):
+            known, wanted = (
+                shared.parse_arguments(f[name].value, f"--{name}")
+                for f in (recipe, flags)
+            )
+            _set(flags, name, shared.format_arguments(known | wanted))
+    if same["model"]:
+        _follow_model_args(flags, recipe)
+
+
+def _follow_model_args(flags: shared.FlagValues, recipe: shared.FlagValues) -> None:
+    from yt8m import registry, runs
+
+    known, wanted = map(shared.given_model_args, (recipe, flags))
+    if wanted:
+        runs.load_registries(None)
+        defaults = registry.arguments(registry.get(recipe.model).cls)
+        for part, own in _OF_PART.items():
+            if part in wanted and wanted[part] != known.get(part, defaults.get(part)):
+                known = {n: v for n, v in known.items() if n not in own}
+    for name, value in wanted.items():
+        both = isinstance(value, dict) and isinstance(known.get(name), dict)
+        known[name] = known[name] | value if both else value
+    for name in shared.SPELLINGS:
+        flags[name].unparse()
+    if known:
+        _set(flags, "model_args", shared.format_arguments(known))
+
+
+def _set(flags: shared.FlagValues, name: str, value: Any) -> None:
+    flags[name].value = value
+    flags[name].present = 1
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:

@@ -167,7 +167,7 @@ def read_eigenvalues(path: str) -> np.ndarray:
         float32 [N], in the order of the file.
 
     Raises:
-        UserError: it holds anything but numbers, or a negative one.
+        UserError: it holds anything but positive numbers, the greatest first.
     """
     try:
         if path.endswith(".npy"):
@@ -180,8 +180,10 @@ def read_eigenvalues(path: str) -> np.ndarray:
         raise UserError(
             f"The eigenvalues {path} are no numbers in .npy or text: {e}."
         ) from e
-    if not (np.isfinite(values) & (values >= 0)).all():
+    falling = (np.diff(values) <= 0).all()
+    if not falling or not (np.isfinite(values) & (values > 0)).all():
         raise UserError(
-            f"The eigenvalues {path} must be finite and not negative, the PCA's own."
+            f"{path} holds no eigenvalues, which are positive and the greatest first: "
+            "give eigenvals.npy of yt8m_pca."
         )
     return values

@@ -401,7 +401,8 @@ class SoftDBoWModel(TwoStreamModel):
     Equation:
         Of each stream, with x_t batch-normalised:
         a(x) = softmax(BN(x W)); s = sum_t a(x_t); m = l2(max_t a(x_t))
-        v = l2(s), or, `gated`, l2(s sigmoid(BN(m A B))); with `max_pooling` [v; m]
+        v = l2(s), or, `gated`, l2(s sigmoid(BN(m A B))) of the first stream; with
+            `max_pooling` [v; m]
         Of both:
         y = [v; v'] V + b
 
@@ -1353,7 +1354,8 @@ class TemporalCnnModel(PoolingModel):
 
     Equation:
         With * over time and the LSTM of `LstmModel`:
-        x <- relu(x + BN(W_2 * relu(BN(W_1 * x)))): arXiv:1512.03385, equation 1
+        x <- relu(x + BN(W_2 * relu(BN(W_1 * x)))): arXiv:1512.03385, equation 1; where
+            sizes differ BN(x W_3) for the first x, its equation 2
         h_t = [forward LSTM(x)_t; backward LSTM(x)_t]
         y = sum_t softmax_t(h_t . w) h_t
 
@@ -1720,7 +1722,7 @@ class TransformerModel(PoolingModel):
     Equation:
         x <- sqrt(D) x + position; in each block, with Q, K and V linear in x:
         u = LN(x + [softmax(Q K' / sqrt(d)) V of each head] W): the paper's equation 1
-        x <- LN(u + f(u W_1 + b_1) W_2 + b_2): its equation 2, there with f = relu
+        x <- LN(u + f(u W_1 + b_1) W_2 + b_2), f = gelu: its equation 2, there relu
         y = mean_t x_t
 
     Args:

@@ -65,6 +65,10 @@ class FrameLevelLogisticModel(PoolingModel):
 
     [B, T, D] -> mean over valid frames [B, D] -> head -> logits [B, C].
 
+    Equation:
+        y = mean_t x_t
+        p = sigmoid(y W + b), the model in the paper's equation 3
+
     Args:
         head: name of the classifier, see `yt8m.layers.heads`.
         Others as `PoolingModel`.
@@ -98,10 +102,16 @@ class DbofModel(PoolingModel):
 
     [B, T, D] -> DBoF K -> dense H -> activation -> head -> logits [B, C].
 
+    Equation:
+        z_t = f(BN(BN(x_t) W)), f the activation (in the paper ReLU), or f(x_t W + b)
+        u = max_t z_t, or by `pooling`
+        y = f(BN(u V)), or f(u V + c)
+
     Args:
         clusters: K, the size of the up-projection.
         hidden_size: H.
-        pooling: over the frames, `max` or `average`.
+        pooling: over the frames, `max`, `average`, `self_weighted` or `average_max`
+            (2 K values), see `DBoF`.
         activation: `sigmoid`, `relu` or `relu6`, of both layers.
         add_batch_norm: of the frames and of both layers, which otherwise have biases.
         Others as `PoolingModel`.
@@ -162,6 +172,12 @@ class LstmModel(PoolingModel):
     logits [B, C]. The starter code recommends a learning rate of 0.001. Beside the
     outputs of every model it gives `layer_outputs` [B, layers * H], the h of all layers
     at the last valid frame, bottom first: features for other datasets (section 5.3).
+
+    Equation:
+        [i, j, f, o] = [x_t; h_{t-1}] W + b
+        c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(j)
+        h_t = sigmoid(o) tanh(c_t), which is x_t of the next layer
+        y = h_N of the top layer
 
     Args:
         cells: H, of each layer.
@@ -303,6 +319,16 @@ class NetVLADModel(TwoStreamModel):
     [B, T, D] -> NetVLAD of each stream -> dense H -> context gating -> mixture of
     experts -> gating of the probabilities -> logits [B, C].
 
+    Equation:
+        Of each stream, with x_t batch-normalised:
+        a(x) = softmax(BN(x W))
+        v_k = sum_t a_k(x_t) (x_t - c_k): arXiv:1511.07247, equation 4
+        v = l2([l2(v_1); ...; l2(v_K)])
+        Of both:
+        u = [v; v'] V + b
+        y = u sigmoid(BN(u G))
+        p = q sigmoid(BN(q P)), q the head's probabilities
+
     Args:
         clusters: of the first stream.
         Others as `TwoStreamModel`.
@@ -320,6 +346,16 @@ class NetRVLADModel(TwoStreamModel):
     [B, T, D] -> NetRVLAD of each stream -> dense H -> context gating -> head ->
     gating of the probabilities -> logits [B, C].
 
+    Equation:
+        Of each stream, with x_t batch-normalised:
+        a(x) = softmax(BN(x W))
+        v_k = sum_t a_k(x_t) x_t
+        v = l2([l2(v_1); ...; l2(v_K)])
+        Of both:
+        u = [v; v'] V + b
+        y = u sigmoid(BN(u G))
+        p = q sigmoid(BN(q P)), q the head's probabilities
+
     Args:
         clusters and others: as `TwoStreamModel`.
     """
@@ -336,6 +372,17 @@ class NetFVModel(TwoStreamModel):
     [B, T, D] -> NetFV of each stream -> dense H -> context gating -> head -> gating
     of the probabilities -> logits [B, C].
 
+    Equation:
+        Of each stream, with x_t batch-normalised:
+        a(x) = softmax(BN(x W)); s_k = w_k^2 + 1e-6
+        f_k = sum_t a_k(x_t) (x_t - c_k) / s_k
+        g_k = sum_t a_k(x_t) ((x_t - c_k)^2 / s_k^2 - 1)
+        v = [l2([l2(f_1); ...; l2(f_K)]); l2([l2(g_1); ...; l2(g_K)])]
+        Of both:
+        u = [v; v'] V + b
+        y = u sigmoid(BN(u G))
+        p = q sigmoid(BN(q P)), q the head's probabilities
+
     Args:
         clusters and others: as `TwoStreamModel`.
     """
@@ -350,6 +397,14 @@ class SoftDBoWModel(TwoStreamModel):
     """Soft-DBoW of two streams: how much of each learned word the frames have.
 
     [B, T, D] -> Soft-DBoW of each stream -> dense H -> head -> logits [B, C].
+
+    Equation:
+        Of each stream, with x_t batch-normalised:
+        a(x) = softmax(BN(x W)); s = sum_t a(x_t); m = l2(max_t a(x_t))
+        v = l2(s), or, `gated`, l2(s sigmoid(BN(m A B))) of the first stream; with
+            `max_pooling` [v; m]
+        Of both:
+        y = [v; v'] V + b
 
     Args:
         clusters: of the first stream; the second has an eighth by default.
@@ -387,6 +442,13 @@ class VladBowModel(TwoStreamModel):
 
     [B, T, D] -> VLAD-BoW of each stream -> dense H -> head -> logits [B, C].
 
+    Equation:
+        Of each stream, with x_t batch-normalised:
+        u_t = max(x_t W + b, 0)^p, p learned
+        v = l2(sum_t softmax(u_t)); the paper's, which has no number, ends with the sum
+        Of both:
+        y = [v; v'] V + c
+
     Args:
         clusters: of the first stream; the second has an eighth by default.
         add_batch_norm: of the projections, which otherwise have biases.
@@ -420,6 +482,15 @@ class NeXtVLADModel(PoolingModel):
     [B, T, D] -> NeXtVLAD of each stream -> dropout -> dense H -> batch norm ->
     squeeze and excitation -> head -> logits [B, C]. The first feature is one stream;
     all others together are the second, with half the groups.
+
+    Equation:
+        Of each stream, with sums over frames t and groups g of the parts z_g of z:
+        z = x_t E + e; alpha_g = sigmoid(z A + b)_g; a_gk = softmax_k(BN(z W)_gk)
+        v_k = sum_tg alpha_g a_gk (z_g - c_k)
+        v = BN([l2(v_1); ...; l2(v_K)])
+        Of both:
+        u = BN(drop([v; v']) V)
+        y = u sigmoid(relu(BN(u S)) U): arXiv:1709.01507, equation 3
 
     Args:
         clusters: K of the first stream.
@@ -533,6 +604,11 @@ class MixtureNeXtVLADModel(FrameLevelModel):
     of the losses of mixture and branches, take the number of branches as
     --deep_supervision_weight.
 
+    Equation:
+        g = softmax(BN(mean_t x_t) W + b)
+        logits z = sum_k g_k z_k, z_k those of branch k
+        penalty w T^2 sum_k KL(softmax(z / T) || softmax(z_k / T)), in training
+
     Args:
         branch: name of the registered model that each branch is, a `PoolingModel`.
         branches: how many.
@@ -620,6 +696,12 @@ class CgDbofModel(PoolingModel):
     [B, T, D] -> DBoF K with gates of each frame -> [average, maximum] -> batch norm
     -> dropout -> dense H -> ReLU -> gates -> head -> logits [B, C].
 
+    Equation:
+        z_t = relu(BN(BN(x_t) W))
+        s_t = z_t sigmoid(relu(BN(z_t A)) B): arXiv:1709.01507, equation 3
+        v = relu(drop(BN([mean_t s_t; max_t s_t])) V)
+        y = v sigmoid(relu(BN(v C)) E)
+
     Args:
         clusters: K.
         hidden_size: H.
@@ -689,6 +771,10 @@ class BofModel(PoolingModel):
     batch norm -> ReLU -> dropout -> dense H -> batch norm -> ReLU -> head -> logits
     [B, C].
 
+    Equation:
+        u = relu(BN(drop(BN(max_t x_t)) W))
+        y = relu(BN(drop(u) V))
+
     Args:
         hidden_size: H, of both layers.
         dropout: of the pooled frames and of the first layer.
@@ -755,6 +841,14 @@ class RecurrentModel(PoolingModel):
 
     [B, T, D] -> batch norm -> stack -> read-out [B, H'] -> dense layers -> head ->
     logits [B, C]. The defaults are the 2017 winner's GRU.
+
+    Equation:
+        GRU: arXiv:1406.1078, equations 5 to 8; the LSTM is that of `LstmModel`.
+        [r, u] = sigmoid([x_t; h_{t-1}] W + b)
+        j = tanh(x_t V + (r h_{t-1}) U + c)
+        h_t = u h_{t-1} + (1 - u) j; drop(h_t) is x_t of the next layer
+        y = drop(h_N) of the top layer; by the read-out `linear`
+        y = sum_t (t / max_frames) drop(h_t): Simple_LSTM of 2017, equations 1 and 2
 
     Args:
         cell, cells, layers, bidirectional_layers, residual, layer_norm, dropout,
@@ -829,6 +923,14 @@ class TwoStreamRecurrentModel(PoolingModel):
     Each stream [B, T, D'] -> dense layer -> stack -> read-out; together -> batch norm
     -> dense layers -> head -> logits [B, C]. The first feature is one stream; all
     others together are the second.
+
+    Equation:
+        Of each stream, with the LSTM of `LstmModel`:
+        u_t = tanh(x_t P + q)
+        h_t = drop([forward LSTM(u)_t; backward LSTM(u)_t])
+        v = sum_t softmax_t(h_t . w) h_t
+        Of both, by the default activations:
+        y = tanh(relu([v; v'] W + b) V + c)
 
     Args:
         cell, layers, bidirectional_layers, residual, dropout, read_out: of both stacks,
@@ -928,6 +1030,13 @@ class FastForwardModel(PoolingModel):
 
     [B, T, D] -> stack -> read-out [B, H'] -> dense layers -> head -> logits [B, C].
 
+    Equation:
+        f_1 = x W_1; f_k = [f_{k-1}; h_{k-1}] W_k + b_k
+        [i, j, f, o] of layer k = f_k,t + h_k,t-1 U_k + c_k; the rest as `LstmModel`, in
+            every second layer from the last frame to the first
+        u = max_t [f_K,t; h_K,t]
+        y = u V + d
+
     Args:
         cell, cells, layers, read_out: see `FastForwardPooling`.
         hidden_layers: of the dense layers the size and activation, bottom first.
@@ -969,8 +1078,14 @@ class FastForwardModel(PoolingModel):
 class LstmAttentionMaxModel(PoolingModel):
     """Several attentions over an LSTM's states; each class takes its best one.
 
-    h = LSTMs(x); a_k = softmax_t(w_k . [x_t, h_t]); v_k = sum_t a_k,t h_t. One head
-    classifies all v_k, and the logit of a class is the greatest of the K.
+    [B, T, D] -> LSTMs of H cells -> K attentions [B, K, H] -> one head for all ->
+    the greatest of the K, class by class -> logits [B, C].
+
+    Equation:
+        h = LSTMs(x)
+        a_k = softmax_t(w_k . [x_t; h_t])
+        v_k = sum_t a_k,t h_t
+        logits z = max_k head(v_k), class by class
 
     Args:
         cells: H, of each layer.
@@ -1044,6 +1159,11 @@ class FrameSupervisedLstmModel(PoolingModel):
     1 / N to 1 for the last of N frames. Batch statistics of the head, if it takes any,
     count padding as frames.
 
+    Equation:
+        z_t = head(h_t), h that of `LstmModel`
+        loss = sum_t (t / N) e(z_t) / sum_t (t / N), e that of the labels
+        logits z = z_N
+
     Args:
         cells: H, of each layer.
         layers: how many are stacked.
@@ -1101,9 +1221,17 @@ class MultiscaleCnnLstmModel(PoolingModel):
     """Convolutions and an LSTM at several time scales, whose predictions are averaged.
 
     At each scale [B, T, D] -> convolutions of several widths -> BN -> ReLU -> LSTM ->
-    its memory at the last valid frame -> head; the greater of each two neighbouring
-    frames go on to the next scale. The probability is the mean of the scales'; in
-    training each of them is an auxiliary classifier.
+    its memory at the last valid frame -> head -> logits [B, C]; the greater of each two
+    neighbouring frames go on to the next scale. The probability is the mean of the
+    scales'; in training each of them is an auxiliary classifier.
+
+    Equation:
+        At scale s, with the LSTM of `LstmModel`:
+        u_t = relu(BN([u_t,w of each width w])); u_t,w = sum_{j<w} x_{t-j} W_w,j
+        p_s = head_s(c_N), c the cells of LSTM(u)
+        x_t of scale s + 1 = max(u_{2t-1}, u_{2t})
+        Of all:
+        p = (p_1 + ... + p_S) / S
 
     Args:
         scales: how many.
@@ -1178,6 +1306,13 @@ class CnnDccModel(PoolingModel):
 
     [B, T, D] -> [mean; L2(max over time of convolutions)] -> chain -> logits [B, C].
 
+    Equation:
+        o_k = max_t f(sum_j x_{t+j} W_jk + b_k); f(x) = x, or relu as in
+            arXiv:1706.07960, equation 7
+        y = [mean_t x_t; l2(o)]
+        Chain, from y_0 = y: p_i = MoE_i(y_i); y_{i+1} = [y_i; l2(relu(p_i V_i + c_i))]
+        p = MoE_S(y_S)
+
     Args:
         channels, widths: of the convolutions, one number for each width.
         activation: `relu` or None, of the convolutions.
@@ -1216,6 +1351,13 @@ class TemporalCnnModel(PoolingModel):
 
     [B, T, D] -> blocks -> LSTM in both directions -> attention [B, H] -> head ->
     logits [B, C].
+
+    Equation:
+        With * over time and the LSTM of `LstmModel`:
+        x <- relu(x + BN(W_2 * relu(BN(W_1 * x)))): arXiv:1512.03385, equation 1; where
+            sizes differ BN(x W_3) for the first x, its equation 2
+        h_t = [forward LSTM(x)_t; backward LSTM(x)_t]
+        y = sum_t softmax_t(h_t . w) h_t
 
     Args:
         blocks: how many residual blocks, of two convolutions each.
@@ -1270,6 +1412,13 @@ class TimeDistributedConvModel(PoolingModel):
     [B, T, D] -> for each stream (convolution -> BN -> ReLU -> greater of each two
     neighbours) x L -> max over time; joined -> head -> logits [B, C]. The first feature
     is one stream; all others together are the second.
+
+    Equation:
+        Of each stream, with * over time:
+        u = relu(BN(W * x)); x_t of the next layer = max(u_{2t-1}, u_{2t})
+        v = max_t x_t after the last
+        Of both:
+        y = drop([v; v'])
 
     Args:
         channels: number of filters of each layer of the first stream.
@@ -1328,6 +1477,12 @@ class SpatioTemporalCnnModel(PoolingModel):
     [B, T, D] -> convolutions along D -> [B, T, D] -> convolutions along T -> mean over
     the frames -> head -> logits [B, C].
 
+    Equation:
+        u_t = sqrt(D) x_t
+        L times u_t <- elu(V * u_t + b), * over the features
+        L times u_t <- relu(sum_j u_{t+j} W_j + c)
+        y = mean_t u_t
+
     Args:
         layers: of either kind.
         feature_channels: filters along the features.
@@ -1384,6 +1539,12 @@ class AttentionNetModel(PoolingModel):
 
     [B, T, D] -> stacked attention -> mean over frames [B, H] -> head -> logits [B, C].
 
+    Equation:
+        h_t = sqrt(D) x_t
+        In each layer: c = sum_t softmax_t(tanh(h_t V + b) . w) h_t
+        h_t <- relu([h_t; c] W + d)
+        y = drop(mean_t h_t)
+
     Args:
         layers: how many.
         units: H, of each layer.
@@ -1418,6 +1579,14 @@ class AttentionClusterModel(PoolingModel):
     [B, T, D] -> attention cluster of each stream -> joined -> dropout -> dense H ->
     ReLU -> head -> logits [B, C]. The first feature is one stream; all others together
     are the second.
+
+    Equation:
+        Of each stream, with u_t = sqrt(D) x_t and k = 1..A:
+        v_k = sum_t softmax_t(u_t . w_k) u_t
+        s_k = (alpha_k v_k + beta_k) / (sqrt(A) |alpha_k v_k + beta_k|)
+        v = [s_1; ...; s_A]
+        Of both:
+        y = relu(drop([v; v']) W + b)
 
     Args:
         attentions: of each stream.
@@ -1484,6 +1653,13 @@ class MultiAttentionModel(PoolingModel):
     [B, T, D] -> dense H -> ReLU -> gated attentions -> combined -> dropout -> head ->
     logits [B, C].
 
+    Equation:
+        h_t = relu(x_t P + q)
+        a_k = softmax_t((tanh(h_t V + b) sigmoid(h_t U + c)) . w_k): the paper's
+            equation 9, without the gates its equation 8
+        v_k = sum_t a_k,t h_t: its equation 7
+        y = drop([v_1; ...; v_A])
+
     Args:
         attentions: how many.
         attention_size: hidden layer of the attentions.
@@ -1542,6 +1718,12 @@ class TransformerModel(PoolingModel):
     """A transformer encoder over the frames that attends to valid frames alone.
 
     [B, T, D] -> encoder blocks -> pooled to [B, D] -> head -> logits [B, C].
+
+    Equation:
+        x <- sqrt(D) x + position; in each block, with Q, K and V linear in x:
+        u = LN(x + [softmax(Q K' / sqrt(d)) V of each head] W): the paper's equation 1
+        x <- LN(u + f(u W_1 + b_1) W_2 + b_2), f = gelu: its equation 2, there relu
+        y = mean_t x_t
 
     Args:
         layers: how many blocks.
@@ -1602,6 +1784,10 @@ class LinearCombinationsModel(PoolingModel):
 
     [B, T, D] -> K sums [B, K D] -> head -> logits [B, C].
 
+    Equation:
+        v_k = sum_t w_tk x_t
+        y = [v_1; ...; v_K]
+
     Args:
         combinations: K.
         max_frames: positions with a weight; frames beyond them are left out.
@@ -1625,6 +1811,9 @@ class TimeDistributedDenseMaxModel(PoolingModel):
     """One dense layer for all frames, and the maximum of each of its values over them.
 
     [B, T, D] -> dense H -> ReLU -> max over frames [B, H] -> head -> logits [B, C].
+
+    Equation:
+        y = drop(max_t relu(sqrt(D) x_t W + b))
 
     Args:
         hidden_size: H.
@@ -1664,6 +1853,12 @@ class TimeDistributedDenseSortingModel(PoolingModel):
     residual block -> dense P -> BN -> ReLU. Of the frames the N of highest confidence,
     in that order -> [B, N P] -> two dense layers H with ReLU -> head -> logits [B, C].
     The first feature is one stream; all others together are the second.
+
+    Equation:
+        u_t = network(sqrt(D) x_t), a residual block u <- relu(u + BN(relu(BN(u A)) B))
+        s_t = sigmoid(u_t . w + b); s_t1 >= s_t2 >= ... the greatest of them
+        v = [s_t1 u_t1; ...; s_tN u_tN]
+        y = relu(drop(relu(drop(v) W + b)) V + c)
 
     Args:
         inner_size: S.
@@ -1742,6 +1937,13 @@ class SnuvlModel(PoolingModel):
     """Four components that combine freely: pooling, head, label processing, loss.
 
     [B, T, D] -> any pooling [B, H] -> head -> label processing -> logits [B, C].
+
+    Equation:
+        By default, the paper's equation 10:
+        a_t = softmax_t(sum_i x_t . x_i)
+        y = sum_t a_t x_t
+        Its other poolings are equations 1 to 9, 11 and 12, heads 14 to 17, the label
+        processing 20, losses 21 to 23.
 
     Args:
         pooling: name of the pooling of the frames, see `yt8m.layers.poolings`.
@@ -1826,6 +2028,10 @@ class ManyToManyModel(PoolingModel):
     [B, T, D] -> LSTM -> dropout -> head at each frame [B, T, C] -> mean of the
     probabilities over the valid frames -> logits [B, C].
 
+    Equation:
+        h = LSTM(x), that of `LstmModel`; the paper's equations 1 to 6
+        p = mean_t sigmoid(drop(h_t) W + b)
+
     Args:
         cells: of the LSTM.
         dropout: rate, of the LSTM's outputs.
@@ -1858,6 +2064,11 @@ class FrameLogisticModel(PoolingModel):
     [B, T, D] -> head at each frame [B, T, C] -> mean of the probabilities over the
     valid frames -> logits [B, C]. The loss is the mean of the frames' losses.
 
+    Equation:
+        p_t = sigmoid(x_t W + b)
+        p = mean_t p_t: the paper's equation 1
+        loss = mean_t e(p_t), e that of the labels
+
     Args:
         head: name of the classifier, see `yt8m.layers.heads`.
         Others as `PoolingModel`.
@@ -1882,6 +2093,15 @@ class LstmMoeModel(PoolingModel):
     [B, T, D] -> batch norm -> LSTM -> dropout -> sparse mixture of experts, frame by
     frame -> LSTM -> dropout -> sum of the frames, weighted by i / max_frames for
     frame i = 1, 2, ... -> head -> logits [B, C].
+
+    Equation:
+        Shazeer et al., equations 1 and 3 to 5, between LSTMs of `LstmModel`:
+        h = drop(LSTM(BN(x)))
+        g = softmax of the k greatest of h_t G + n softplus(h_t R), else 0; n normal in
+            training and otherwise 0
+        m_t = sum_e g_e (relu(h_t U_e + a_e) V_e + b_e)
+        s = drop(LSTM(m))
+        y = sum_t (t / max_frames) s_t: LSTM_MoE's paper, equations 1 and 2
 
     Args:
         cells: of each LSTM.
@@ -1964,6 +2184,9 @@ class ContextAwareModel(PoolingModel):
     the video's embedding [B, E] -> dense H, ReLU -> head -> logits [B, C]. The encoder
     begins with the weights of a run of its kind by --init_from, and learns at half the
     rate by --learning_rate_multipliers=segment_encoder=0.5.
+
+    Equation:
+        y = relu([f(x); v] W + b), f the encoder, v the video's embedding
 
     Args:
         encoder: name of the registered model that embeds the segment, a `PoolingModel`.

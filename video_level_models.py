@@ -20,6 +20,10 @@ class LogisticModel(EmbeddingModel):
 
     [B, D] -> L2 -> dense C -> logits [B, C].
 
+    Equation:
+        x = l2(video)
+        p = sigmoid(x W + b), the model in the paper's equation 3
+
     Args:
         All as `EmbeddingModel`.
     """
@@ -35,6 +39,11 @@ class MoeModel(EmbeddingModel):
     """Mixture of logistic experts, one mixture for each class.
 
     [B, D] -> L2 -> gates C * (M + 1), experts C * M -> logits [B, C].
+
+    Equation:
+        x = l2(video)
+        p = sum_{m<=M} softmax(x G)_m sigmoid(x E_m + b_m), of each class; G has M + 1
+            columns, the last for the expert that says no
 
     Args:
         head: name of the classifier, see `yt8m.layers.classifiers`.
@@ -63,6 +72,13 @@ class CentredMoeModel(EmbeddingModel):
     little of a video as large as what tells much; the standard deviations of the means
     over a video still know. Noise of about the norm of a vector keeps a mixture of many
     weights from learning a few thousand videos by heart.
+
+    Equation:
+        u = (x - m) (d / rms(d))^a, m and d the mean and deviation of each dimension, a
+            the emphasis
+        y = [s_1 l2(u_1); s_2 l2(u_2); ...] + noise n, u_i the features, s_i their
+            scales, n normal in training and otherwise 0
+        p as in `MoeModel`, of y
 
     Args:
         emphasis: the power; 0 leaves the dimensions as they are.
@@ -122,6 +138,12 @@ class ResNetLikeModel(EmbeddingModel):
     [B, D] -> streams, one a feature -> ResNetLike H -> head -> logits [B, C]. The
     features are taken as they are stored.
 
+    Equation:
+        d(x) = drop(leaky(BN(x W))); leaky(x) = max(x, 0.01 x)
+        r(x) = leaky(x + d(x) V + b): arXiv:1512.03385, equation 1
+        s_i = r(...r(d(x_i))), x_i the features
+        y = d(r(...r([s_1; s_2; ...])))
+
     Args:
         inner_size: H.
         stream_blocks, joint_blocks: residual blocks of each stream and after them.
@@ -165,6 +187,11 @@ class DeepCombineChainModel(EmbeddingModel):
     [B, D] -> L2 -> chain head -> logits [B, C]. Its stages are trained if
     --deep_supervision_weight is positive.
 
+    Equation:
+        x_0 = l2(video)
+        p_i = MoE_i(x_i), as in `MoeModel`; x_{i+1} = [x_i; l2(relu(p_i W_i + b_i))]
+        p = MoE_S(x_S)
+
     Args:
         head, head_args: `chain` and its arguments, see `ChainHead`.
         Others as `EmbeddingModel`.
@@ -181,6 +208,13 @@ class MultiTaskCombineChainModel(EmbeddingModel):
     [B, D] -> L2 -> multitask_chain head -> logits [B, C]. The four outputs are trained
     by themselves if --deep_supervision_weight is positive.
 
+    Equation:
+        In chain k, from x_0 = l2(video), with f = elu and f = leaky_relu:
+        q_i = MoE_i(x_i), of latent classes; x_{i+1} = [x_i; l2(f(q_i W_i + b_i))]
+        m_k = MoE(x_S); s_k = MoE(mean_i q_i)
+        Of both:
+        p = (m_1 + m_2 + s_1 + s_2) / 4
+
     Args:
         head, head_args: `multitask_chain` and its arguments, see `MultiTaskChainHead`.
         Others as `EmbeddingModel`.
@@ -195,6 +229,13 @@ class ThsModel(EmbeddingModel):
     """A corrected input, wide, through dense shortcuts and through residual blocks.
 
     [B, D] -> noise -> L2 of each feature -> ThsFeatures -> head -> logits [B, C].
+
+    Equation:
+        x = [l2(x_1); l2(x_2); ...], x_i the features
+        z = drop(2 sigmoid(x W + b) x + 0.1 tanh(x V + c))
+        s_i = relu([s_{i-2}; s_{i-1}; z] U_i + d_i), i = 1..4
+        r_i = relu(BN(r_{i-1} + BN(relu(BN(r_{i-1} A_i)) B_i))), i = 1, 2; r_0 = z
+        y = [x; relu(-z); relu(z); relu(z - 0.5); s_4; r_2]
 
     Args:
         noise: standard deviation of the noise that training adds to the features.
@@ -242,6 +283,11 @@ class MonnModel(EmbeddingModel):
     [B, D] -> monn head -> logits [B, C]. The features are taken as they are stored,
     but for `num_frames`, which is divided by the most frames that a video has.
 
+    Equation:
+        h_0 = x; h_l = relu(h_{l-1} W_l + b_l), l = 1..L
+        p = sum_{m<=M} softmax(x G)_m sigmoid(h_L E_m + c_m), of each class; G has M + 1
+            columns, the last for an expert that says no
+
     Args:
         head, head_args: `monn` and its arguments, see `MoNNHead`.
         Others as `EmbeddingModel`.
@@ -264,6 +310,10 @@ class MlpModel(EmbeddingModel):
 
     [B, D] -> BN -> L times dense H, BN, ReLU, dropout -> head -> logits [B, C]. The
     features are taken as they are stored.
+
+    Equation:
+        h_0 = BN(x); h_l = drop(relu(BN(h_{l-1} W_l))), l = 1..L
+        y = h_L
 
     Args:
         hidden_sizes: H of each layer.

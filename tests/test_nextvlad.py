@@ -7,10 +7,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags as absl_flags
 
 import frame_level_models  # noqa: F401  (registers)
 import video_level_models  # noqa: F401  (registers)
 from yt8m import losses, registry
+from yt8m.cli import flags as shared
+from yt8m.cli import recipes, train
 from yt8m.errors import UserError
 from yt8m.layers.constants import weights_follow
 from yt8m.layers.mixture import Branch, LogitMixture
@@ -195,6 +198,19 @@ def test_nextvlad_has_the_size_of_its_formula(clusters, groups, reduction):
     assert parameters(3862, 128, 8, 2048, 8) == 88_889_378
 
 
+def shaped(name, **args):
+    """A model with the weights' shapes, but no memory for them."""
+    model = registry.create(name, features={"rgb": 1024, "audio": 128}, **args)
+    inputs = {
+        "rgb": keras.KerasTensor((2, 4, 1024), dtype="uint8"),
+        "audio": keras.KerasTensor((2, 4, 128), dtype="uint8"),
+        "num_frames": keras.KerasTensor((2,), dtype="int32"),
+    }
+    with keras.StatelessScope(initialize_variables=False):
+        model(inputs)
+    return model
+
+
 @pytest.mark.parametrize(
     ("name", "args", "count"),
     [
@@ -213,15 +229,17 @@ def test_whole_models_have_the_published_numbers_of_parameters(name, args, count
 
     The submission halves their gates; with moving statistics it takes 944 MB.
     """
-    model = registry.create(name, features={"rgb": 1024, "audio": 128}, **args)
-    inputs = {
-        "rgb": keras.KerasTensor((2, 4, 1024), dtype="uint8"),
-        "audio": keras.KerasTensor((2, 4, 128), dtype="uint8"),
-        "num_frames": keras.KerasTensor((2,), dtype="int32"),
-    }
-    with keras.StatelessScope(initialize_variables=False):  # shapes, no memory
-        model(inputs)
-    assert trainable(model) == count
+    assert trainable(shaped(name, **args)) == count
+
+
+def test_the_recipe_cg_dbof_has_the_published_number_of_parameters():
+    """36 M for the segments' 1,000 classes, with or without batch norms' averages."""
+    flags = absl_flags.FlagValues()
+    train.define(flags)
+    flags(["train", *recipes.recipe_flags("cg_dbof")])
+    model = shaped(flags.model, num_classes=1000, **shared.given_model_args(flags))
+    assert trainable(model) == 36_022_432
+    assert sum(int(np.prod(w.shape)) for w in model.weights) == 36_051_365
 
 
 def test_a_mixture_has_the_parameters_of_its_branches_and_its_gate():

@@ -178,21 +178,41 @@ def test_every_argument_of_a_model_is_explained_in_a_docstring(name):
         assert explained.get(argument), f"{name}: {argument}"
 
 
+OURS = [  # other tests register more
+    name
+    for level in registry.LEVELS
+    for name in registry.names(level)
+    if registry.get(name).cls.__module__ in ("frame_level_models", "video_level_models")
+]
+
+
 def test_the_page_of_models_has_an_entry_for_each():
     text = (ROOT / "docs/models.md").read_text()
-    ours = ("frame_level_models", "video_level_models")  # other tests register more
-    assert re.findall(r"^### (\w+)$", text, re.M) == [
-        name
-        for level in registry.LEVELS
-        for name in registry.names(level)
-        if registry.get(name).cls.__module__ in ours
-    ]
+    assert re.findall(r"^### (\w+)$", text, re.M) == OURS
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_model_tells_its_flow_and_its_equation_on_the_page_too(name):
+    parts = models.sections(registry.get(name).cls)
+    _, _, flow = parts[""].partition("\n\n")
+    assert " -> " in flow and "[B, C]" in flow
+    equation = parts.get("Equation", "")
+    # What the head classifies, or what it answers.
+    assert re.search(r"^(y|p|logits z) = ", equation, re.M), equation
+    text = (ROOT / "docs/models.md").read_text()
+    entry = text[text.index(f"### {name}\n") :].partition("\n### ")[0]
+    for part in (flow, equation):
+        assert f"```text\n{part}\n```\n" in entry, "run `yt8m models`, see the page"
 
 
 class Base(VideoLevelModel):
     """What it is.
 
     [B, D] -> something -> [B, C].
+
+    Equation:
+        y = x W
+        p = sigmoid(y)
 
     Args:
         size: how large,
@@ -227,6 +247,7 @@ def test_arguments_are_explained_by_the_class_or_by_its_bases():
     assert explained["num_classes"] == "number of classes C."
     parts = models.sections(Base)
     assert parts[""] == "What it is.\n\n[B, D] -> something -> [B, C]."
+    assert parts["Equation"] == "y = x W\np = sigmoid(y)"
     assert parts["Reference"] == "Somebody 2017."
 
 

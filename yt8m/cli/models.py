@@ -4,8 +4,8 @@
     yt8m models --cost
     yt8m models --format=markdown --output_file=docs/models.md
 
-Markdown has all that there is to say of a model: what its docstring does, its
-arguments, cost, recipes and their scores.
+Markdown has all that there is to say of a model: what its docstring does, with its
+equations, its arguments, cost, recipes and their scores.
 """
 
 import inspect
@@ -17,6 +17,22 @@ from absl import flags as absl_flags
 from yt8m.cli import flags as shared
 from yt8m.cli import recipes
 
+# Of the equations, which are a part of a model's docstring.
+_NOTATION = (
+    "In the equations x_t is frame t of a video's N valid ones, after the input "
+    "transform, and x the vector of a video; v' is v of the second stream. Sums, "
+    "means, maxima and softmax over t take valid frames alone. [a; b] joins vectors, "
+    "a b of two vectors is the product value by value, a . b their dot product; <- "
+    "assigns. BN is batch norm, LN layer norm, l2(v) = v / |v|, drop dropout. y is the "
+    "embedding that the head classifies, p the probability of each class. Where an "
+    "equation ends with y, the head gives p:",
+    "",
+    "```text",
+    "logistic: p = sigmoid(y W + b)",
+    "moe: p = sum_{m<=M} softmax(y G)_m sigmoid(y E_m + b_m), of each class; G has",
+    "    M + 1 columns, the last for an expert that says no",
+    "```",
+)
 _SECTION = re.compile(r"^([A-Z][a-z]+(?: [a-z]+)?)[^\n]*:\n", re.M)
 _ELSEWHERE = re.compile(r"as `?\w+`?\.?$")
 _ARGUMENTS = re.compile(r"([a-z]\w*(?:(?:,| and|, and)\s+\w+)*):\s+(.*)", re.DOTALL)
@@ -150,6 +166,8 @@ def markdown() -> str:
         f"{schema.NUM_CLASSES:,} classes; a multiplication and its addition are two "
         "FLOPs, and only matrix products and convolutions count. Scores are those of "
         "the [recipes](recipes.md).",
+        "",
+        *_NOTATION,
     ]
     used: dict[str, list[recipes.Recipe]] = {}
     for recipe in map(recipes.read, recipes.recipe_names()):
@@ -165,7 +183,8 @@ def _entry(name: str, used: list[recipes.Recipe]) -> list[str]:
     from yt8m import registry
 
     entry = registry.get(name)
-    summary, _, flow = sections(entry.cls)[""].partition("\n\n")
+    parts = sections(entry.cls)
+    summary, _, flow = parts[""].partition("\n\n")
     explained = explanations(entry.cls)
     arguments = [
         [f"`{argument}`", f"`{default}`", explained.get(argument, "")]
@@ -174,6 +193,8 @@ def _entry(name: str, used: list[recipes.Recipe]) -> list[str]:
     lines = [f"### {name}", "", " ".join(summary.split()), ""]
     if flow:
         lines += ["```text", *flow.splitlines(), "```", ""]
+    if equation := parts.get("Equation"):
+        lines += ["Equation:", "", "```text", *equation.splitlines(), "```", ""]
     lines += [f"Paper: {entry.paper}.", "", f"Cost: {default_cost(name)}.", ""]
     lines += [recipes.table(("argument", "default", ""), arguments, "markdown"), ""]
     if not used:

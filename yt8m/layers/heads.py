@@ -117,7 +117,16 @@ class Head(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="yt8m")
 class LogisticHead(Head):
-    """One logistic regression for each class; arguments as `Head`."""
+    """One logistic regression for each class.
+
+    The logits are x W + b, with x [B, H] and W [H, C].
+
+    Args:
+        All as `Head`.
+
+    Reference:
+        Abu-El-Haija et al. 2016, arXiv:1609.08675, section 4.3.1, equation 3.
+    """
 
     def build(self, input_shape):
         self.kernel = self.add_kernel("kernel", input_shape[-1], self.num_classes)

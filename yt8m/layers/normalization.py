@@ -147,7 +147,8 @@ def mean_over_replicas(x: Any) -> Any:
 class Centring(keras.layers.Layer):
     """Subtracts the mean over the training examples, which it estimates on the way.
 
-    (x - mean) * (deviation / their root mean square) ** emphasis
+    y = (x - m) (d / rms(d))^emphasis, with the mean m [D] and the standard deviation
+    d [D] of each dimension, and rms(d) the root of the mean of the d^2.
 
     The mean is a moving average with the momentum of `BatchNormalization`, in training
     as otherwise, and so is that of the squares, from which the standard deviation of
@@ -165,6 +166,13 @@ class Centring(keras.layers.Layer):
 
     Call arguments:
         x: [B, D].
+
+    Returns:
+        float32 [B, D], whatever the dtype policy.
+
+    Reference:
+        Our own. The mean is taken off by Abu-El-Haija et al. 2016, arXiv:1609.08675,
+        section 4.2.2, too, who then whiten (emphasis -1, of principal components).
     """
 
     def __init__(self, momentum: float = 0.999, emphasis: float = 0.0, **kwargs):

@@ -29,6 +29,10 @@ class LinearPooling(keras.layers.Layer):
 
     Raises:
         ValueError: `max_frames` is not positive.
+
+    Reference:
+        Simple_LSTM (2017), beside BoF_4096 and LSTM_MoE: section 4.2, equations 1
+        and 2.
     """
 
     def __init__(self, max_frames: int = 300, **kwargs):

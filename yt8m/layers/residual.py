@@ -32,6 +32,11 @@ class DenseBlock(keras.layers.Layer):
 
     Returns:
         [B, units].
+
+    Reference:
+        Ioffe and Szegedy 2015, arXiv:1502.03167, section 3.2 (batch norm between the
+        product and the activation, without a bias). As a part of `ResNetLike`:
+        Ostyakov et al. 2018, arXiv:1809.04403, figure 3.
     """
 
     def __init__(
@@ -81,7 +86,7 @@ class DenseBlock(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="yt8m")
 class ResidualBlock(keras.layers.Layer):
-    """leaky_relu(x + W block(x) + b), with a `DenseBlock` of `units`.
+    """leaky_relu(x + block(x) V + b), with a `DenseBlock` to [B, units].
 
     Args:
         units: between the two products.
@@ -92,6 +97,10 @@ class ResidualBlock(keras.layers.Layer):
 
     Returns:
         [B, H].
+
+    Reference:
+        He et al. 2016, arXiv:1512.03385, equation 1. As a part of `ResNetLike`:
+        Ostyakov et al. 2018, arXiv:1809.04403, figure 3.
     """
 
     def __init__(self, units: int, dropout: float = 0.0, **kwargs):
@@ -228,11 +237,19 @@ class ResNetLike(keras.layers.Layer):
 class ResNetLikeHead(Head):
     """`ResNetLike` on one vector, and a logistic regression for each class.
 
+    The logits are ResNetLike(x) W + b, with x [B, H], one stream, to [B, inner_size].
+
     Args:
         num_classes: number of classes C.
-        inner_size, stream_blocks, joint_blocks, dropout: of `ResNetLike`; the vector
-            is one stream.
+        inner_size, stream_blocks, joint_blocks, dropout: of `ResNetLike`.
         Others as `Head`.
+
+    Call arguments, returns:
+        As `Head`.
+
+    Reference:
+        Ostyakov et al. 2018, arXiv:1809.04403, section 2 (on linear combinations of
+        frames), section 3 and figure 3.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ class Pooling(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="yt8m")
 class AveragePooling(Pooling):
-    """The mean of the valid frames.
+    """The mean of the valid frames: y = 1/N sum_t x_t.
 
     Call arguments:
         frames: [B, T, D]; padding may hold any finite value.
@@ -31,6 +31,9 @@ class AveragePooling(Pooling):
 
     Returns:
         [B, D]; zeros for a video without frames.
+
+    Reference:
+        Abu-El-Haija et al. 2016, arXiv:1609.08675, section 4.2.1 (its mu).
     """
 
     def call(self, frames, mask, training=False):
@@ -39,9 +42,13 @@ class AveragePooling(Pooling):
 
 @keras.saving.register_keras_serializable(package="yt8m")
 class MaxPooling(Pooling):
-    """The greatest value of each dimension over the valid frames.
+    """The greatest value of each dimension over the valid frames: y_d = max_t x_td.
 
     Call arguments and result as those of `AveragePooling`.
+
+    Reference:
+        The BoF model (2017), beside Simple_LSTM and LSTM_MoE: section 4.1;
+        Abu-El-Haija et al. 2016, arXiv:1609.08675, section 4.1.2 (of DBoF's words).
     """
 
     def call(self, frames, mask, training=False):
@@ -74,12 +81,17 @@ class SelfWeightedPooling(Pooling):
 class TopKPooling(Pooling):
     """The mean of the k greatest values of each dimension over the valid frames.
 
-    Of fewer frames it is the mean of all.
+    y_d = 1/n sum of the n greatest x_td, n = min(k, N): of fewer frames than k it is
+    the mean of all.
 
     Args:
         k: how many.
 
     Call arguments and result as those of `AveragePooling`.
+
+    Reference:
+        Abu-El-Haija et al. 2016, arXiv:1609.08675, section 4.2.1, equation 2, which has
+        the k values themselves; to take their mean is our own.
     """
 
     def __init__(self, k: int = 5, **kwargs):

@@ -30,12 +30,16 @@ def cross_entropy(labels: Any, outputs: dict[str, Any], weights: Any = None) -> 
 
     Returns:
         float32 [B].
+
+    Reference: Abu-El-Haija et al. 2016, arXiv:1609.08675, section 4.3.3, equation 5
+    (the log-loss of one class).
     """
     labels, logits = labels_and_logits(labels, outputs)
     return sum_classes(cross_entropy_cells(labels, logits), weights)
 
 
 def cross_entropy_cells(labels: Any, logits: Any) -> Any:
+    """-y log p - (1 - y) log(1 - p) = log(1 + exp(x)) - y x of logits x."""
     return ops.softplus(logits) - labels * logits
 
 
@@ -73,6 +77,8 @@ def cross_entropy_compat(
 
     A cell lies between -1e-5 and 11.5, and a badly wrong one has next to no gradient.
     Arguments and result as those of `cross_entropy`.
+
+    Reference: google/youtube-8m, losses.py, CrossEntropyLoss.
     """
     labels, logits = labels_and_logits(labels, outputs)
     yes = ops.log(ops.sigmoid(logits) + _COMPAT_EPSILON)

@@ -16,13 +16,14 @@ from yt8m.losses.cross_entropy import (
 class WeightedCrossEntropyLoss:
     """Binary cross-entropy in which a positive weighs `positive_weight` as much.
 
-    -a y log p - (1 - y) log(1 - p), summed over classes.
+    -a y log p - (1 - y) log(1 - p), summed over classes. Call arguments and result as
+    those of `cross_entropy`.
 
     Args:
         positive_weight: a.
 
-    Reference: the loss with alpha of the NetVLAD system for segments of 2019, which
-    reports no gain from a > 1.
+    Reference: Huang, "YouTube-8M Video Understanding", Stanford, section 5 (its alpha),
+    which reports no gain from a > 1.
     """
 
     def __init__(self, positive_weight: float):
@@ -52,6 +53,7 @@ class ClassBalancedCrossEntropyLoss(WeightedCrossEntropyLoss):
         w_c = mean(n) / n_c
     for n_c videos of class c, the mean over the classes that have any: a positive of
     the counted videos weighs 1 on average. A class without videos counts as one with 1.
+    Call arguments and result as those of `cross_entropy`.
 
     Args:
         class_counts: file with the number of videos of each class, as `yt8m count
@@ -61,9 +63,9 @@ class ClassBalancedCrossEntropyLoss(WeightedCrossEntropyLoss):
         UserError: the file cannot be used, or, when the loss is first computed, has a
             class that the model does not have.
 
-    Reference: the penalised loss of the BoF, LSTM and LSTM-MoE systems of 2017 (false
-    negatives cost inversely to the number of labels in the training set); the scale is
-    our choice.
+    Reference: the paper of BoF_4096, Simple_LSTM and LSTM_MoE, 2017, section 5 (false
+    negatives cost inversely to the number of labels in the training set), without a
+    formula; the scale is our choice.
     """
 
     def __init__(self, class_counts: str):

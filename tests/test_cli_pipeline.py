@@ -130,6 +130,21 @@ def test_the_commands_follow_from_the_file():
     )
     assert not any("teacher" in flag for flag in steps["classifier"].command)
     assert "--labels=truth.csv" in steps["submission.scores.json"].command
+    # Without a classifier the mean of the nets.
+    settings = make_settings()
+    del settings["classifier"]
+    alone = plan(pipeline.read_pipeline(settings, "p.json"), "out")
+    assert [step.name for step in alone[-4:]] == [
+        "second_level/net.scores.json",
+        "export",
+        "submission.csv",
+        "validate-submission",
+    ]
+    assert alone[-3].line == (
+        "yt8m export --train_dir=out/model/net-fold-0,out/model/net-fold-1 "
+        "--compress=codebook8 --output_dir=out/export"
+    )
+    assert alone[-3].reads == ("model/net-fold-0", "model/net-fold-1")
     # What a step reads was made before it.
     before: set[str] = set()
     for step in steps.values():

@@ -9,8 +9,9 @@
    Each net is compressed.
 4. The embeddings by all these nets, of all folds, are put side by side. One classifier
    is trained on them, the nets staying as they are, and compressed.
-5. Nets and classifier become one SavedModel, with weights as they were compressed,
-   which predicts the test videos for the submission.
+5. Nets and classifier, or the mean of the nets if there is no classifier, become one
+   SavedModel, with weights as they were compressed, which predicts the test videos for
+   the submission.
 
 Reference: Ostyakov et al., "Label denoising with large ensembles of heterogeneous
 neural networks", 2018, arXiv:1809.04403, section 3 and figure 2. The paper's ensemble,
@@ -58,7 +59,7 @@ class Pipeline:
         first_level, second_level: flags of `train`, by the models' names.
         ensemble: flags of `ensemble`.
         ensemble_learns: whether the ensemble wants labels.
-        classifier: flags of `train`.
+        classifier: flags of `train`; None takes the mean of the nets.
         classifier_is_taught: whether the classifier learns from the soft labels too.
         compress: flags of `compress`.
     """
@@ -73,7 +74,7 @@ class Pipeline:
     second_level: dict[str, list[str]]
     ensemble: list[str]
     ensemble_learns: bool
-    classifier: list[str]
+    classifier: list[str] | None
     classifier_is_taught: bool
     compress: list[str]
 
@@ -95,7 +96,10 @@ def plan(pipeline: Pipeline, directory: str) -> list[Step]:
     _plan_first_level(planner)
     _plan_soft_labels(planner)
     nets = _plan_second_level(planner)
-    _plan_classifier(planner, nets)
+    classifier = None
+    if pipeline.classifier is not None:
+        classifier = _plan_classifier(planner, nets)
+    _plan_submission(planner, nets, classifier)
     return planner.steps
 
 
@@ -250,7 +254,8 @@ def _plan_second_level(planner: _Planner) -> list[str]:
     return nets
 
 
-def _plan_classifier(planner: _Planner, nets: list[str]) -> None:
+def _plan_classifier(planner: _Planner, nets: list[str]) -> str:
+    """The name of the compressed classifier."""
     pipeline = planner.pipeline
     made = [
         planner.infer(
@@ -273,11 +278,18 @@ def _plan_classifier(planner: _Planner, nets: list[str]) -> None:
     # Named after the file of the first net.
     pattern = f"{planner.path('joined')}/{made[0].rpartition('/')[2]}"
     run = planner.train("classifier", flags, pattern, reads)
-    small = planner.compress("model/classifier", run)
+    return planner.compress("model/classifier", run)
+
+
+def _plan_submission(
+    planner: _Planner, nets: list[str], classifier: str | None
+) -> None:
+    pipeline = planner.pipeline
     flags = [f"--train_dir={planner.paths(nets)}"]
-    flags += [f"--classifier={planner.path(small)}", *planner.method]
-    flags += [f"--output_dir={planner.path('export')}"]
-    whole = planner.add("export", "export", flags, [*nets, small])
+    flags += [f"--classifier={planner.path(classifier)}"] if classifier else []
+    flags += [*planner.method, f"--output_dir={planner.path('export')}"]
+    parts = [*nets, classifier] if classifier else nets
+    whole = planner.add("export", "export", flags, parts)
     data = (pipeline.test_data_pattern,)
     flags = [f"--saved_model={planner.path(whole)}", f"--input_data_pattern={data[0]}"]
     flags += [f"--output_file={planner.path('submission.csv')}"]

@@ -7,8 +7,10 @@ What is trained stands in a JSON file; `distilled_1gb` is one that is shipped. T
 are commands of their own: folds of the training shards; first-level models, out of
 fold; their ensemble, whose predictions are soft labels; second-level nets that learn
 from these, each compressed; their embeddings side by side; one classifier of these; all
-nets and the classifier as one SavedModel; its submission, checked. --dry_run prints all
-the commands and runs none.
+nets and the classifier as one SavedModel; its submission, checked. Without a classifier
+the SavedModel is the mean of the nets: the classifier sees embeddings of videos whose
+labels have gone into nets and soft labels, so it wants many of them. --dry_run prints
+all the commands and runs none.
 
 The same command again goes on where it was stopped: steps that are done are passed
 over, and training goes on from its checkpoint. A step whose flags or shards have
@@ -22,6 +24,7 @@ The JSON file holds:
                                 {"moe": {"model": "MoeModel", "num_epochs": 5}}
     classifier                  flags of train.py; with a distillation_weight it learns
                                 from the soft labels too, otherwise from the labels
+                                (left out: the mean of the nets)
     training                    flags of all models of both levels, unless they have
                                 their own (may be left out)
     ensemble                    flags of `yt8m ensemble` (left out: LightGBM if it is
@@ -69,8 +72,8 @@ POSITIONAL = ("the pipeline's JSON file, or the name of a shipped one",)
 _SHIPPED = resources.files("yt8m") / "recipes"
 _NUMBERS = {"num_folds": (5, 2), "num_classes": (schema.NUM_CLASSES, 1), "seed": (0, 0)}
 _PATHS = ("train_data_pattern", "test_data_pattern", "labels")
-_TABLES = ("first_level", "second_level", "classifier")
-_OPTIONAL_TABLES = ("training", "ensemble", "compress")
+_TABLES = ("first_level", "second_level")
+_OPTIONAL_TABLES = ("classifier", "training", "ensemble", "compress")
 _KEYS = (*_TABLES, *_OPTIONAL_TABLES, *_NUMBERS, *_PATHS, "max_bytes", "description")
 
 # What the pipeline gives to the commands itself.
@@ -246,11 +249,13 @@ def read_pipeline(settings: dict[str, Any], path: str) -> Pipeline:
             f"{path}: first_level needs two models at least, second_level one."
         )
     where = f"{path}: classifier"
-    values["classifier"], read, values["classifier_is_taught"] = _training_flags(
-        tables["classifier"], where, "classifier"
-    )
-    if read.level != "video":
-        raise UserError(f"{where}: its model must be a video-level one.")
+    values["classifier"], values["classifier_is_taught"] = None, False
+    if "classifier" in settings:
+        values["classifier"], read, values["classifier_is_taught"] = _training_flags(
+            tables["classifier"], where, "classifier"
+        )
+        if read.level != "video":
+            raise UserError(f"{where}: its model must be a video-level one.")
     ensemble = tables["ensemble"] or _default_ensemble()
     values["ensemble"], parsed = _flags("ensemble", ensemble, f"{path}: ensemble")
     values["ensemble_learns"] = bool(

@@ -156,6 +156,11 @@ def labels_section(arms: dict[str, Seeds]) -> str:
     verdict = "met" if gain >= 0.01 else "missed"
     line = f"- {text}: at least 0.01; {gain:+.3f} ± {spread:.3f}, {verdict}. "
     line += f"{best} over {rival}."
+    rows = arms[first[0]]
+    for control in (name for name in rows if LABEL_ROWS[name].sees_labels is None):
+        over = _mean_gain(rows[best], rows[control])
+        if over is not None:
+            line += f" {over:+.3f} over {control}."
     for arm, other in others:
         if other is not None:
             line += f" {arm}: {other[0]:+.3f} ± {other[1]:.3f}, {other[2]} over "

@@ -19,7 +19,15 @@ C, T = 5, 6
 LENGTHS = np.array([0, 1, 3, 6])
 FEATURES = {"rgb": 7, "audio": 3}
 # Arguments without which a pooling cannot be built, or would be large.
-ARGS = {"dbof": {"clusters": 4}, "lstm": {"cells": 4}, "netvlad": {"clusters": 2}}
+ARGS = {
+    "attention": {"attentions": 2},
+    "dbof": {"clusters": 4},
+    "linear_combinations": {"combinations": 2, "max_frames": 4},
+    "lstm": {"cells": 4},
+    "netvlad": {"clusters": 2},
+    "stacked_attention": {"layers": 1, "units": 4},
+    "transformer": {"layers": 1, "heads": 2, "ffn_size": 4},
+}
 WEIGHTLESS = ["average", "indirect_clustering", "max", "position_encoding"]
 WEIGHTLESS += ["self_weighted", "statistics", "top_k"]
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import keras
 
+from yt8m.layers.attention import AttentionPooling, StackedAttention
 from yt8m.layers.convolution import ConvolutionPooling
 from yt8m.layers.dbof import DBoF
 from yt8m.layers.fisher_vector import NetFV
+from yt8m.layers.frame_combinations import LinearCombinations
 from yt8m.layers.frame_encoding import (
     AdaptiveNoise,
     IndirectClustering,
@@ -35,11 +37,13 @@ from yt8m.layers.simple_poolings import (
 )
 from yt8m.layers.soft_dbow import SoftDBoW
 from yt8m.layers.statistics import FrameStatistics
+from yt8m.layers.transformer import TransformerEncoder
 from yt8m.layers.vlad_bow import VladBoW
 from yt8m.registry import create_part
 
 POOLINGS: dict[str, type] = {
     "adaptive_noise": AdaptiveNoise,
+    "attention": AttentionPooling,
     "average": AveragePooling,
     "context_memory_lstm": ContextMemoryLSTM,
     "dbof": DBoF,
@@ -47,6 +51,7 @@ POOLINGS: dict[str, type] = {
     "gru": GRU,
     "indirect_clustering": IndirectClustering,
     "linear": LinearPooling,
+    "linear_combinations": LinearCombinations,
     "lstm": LSTM,
     "max": MaxPooling,
     "netfv": NetFV,
@@ -57,9 +62,11 @@ POOLINGS: dict[str, type] = {
     "recurrent": RecurrentPooling,
     "self_weighted": SelfWeightedPooling,
     "soft_dbow": SoftDBoW,
+    "stacked_attention": StackedAttention,
     "statistics": FrameStatistics,
     "temporal_cnn": ConvolutionPooling,
     "top_k": TopKPooling,
+    "transformer": TransformerEncoder,
     "vlad_bow": VladBoW,
 }
 

@@ -412,7 +412,8 @@ def page(errors: dict[str, str | None]) -> tuple[str, int]:
             f"at reduced size: {len(rows) - failed} of {len(rows)} passed. `yt8m "
             "recipes --show=NAME` prints one, `train.py --recipe=NAME` trains it. "
             "Parameters and operations are those of the full size; published scores "
-            "are what the source reports.",
+            "are what the source reports. Whole pipelines, `yt8m pipeline NAME`: "
+            f"{', '.join(recipes.pipeline_names())}.",
             "",
             recipes.table(header, rows, "markdown"),
         ]

@@ -125,6 +125,7 @@ def test_the_table_lists_every_recipe(capsys):
         lines = capsys.readouterr().out.splitlines()
         names = [line.lstrip("| ").split(" ")[0] for line in lines]
         assert set(recipes.recipe_names()) <= set(names)
+        assert lines[-1] == "Whole pipelines, `yt8m pipeline NAME`: distilled_1gb."
         assert any("NetVLADModel" in x and "frame" in x for x in lines)
 
 

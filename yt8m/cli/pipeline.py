@@ -61,6 +61,7 @@ from absl import flags as absl_flags
 
 from yt8m import schema
 from yt8m.cli import flags as shared
+from yt8m.cli.recipes import pipeline_names
 from yt8m.config import DataConfig
 from yt8m.errors import UserError, near_matches
 from yt8m.steps import Pipeline, Step, plan
@@ -156,11 +157,7 @@ def run(flags: shared.FlagValues, path: str) -> int:
 
 def _read(path: str) -> dict[str, Any]:
     """The JSON object of a file, or of a shipped one by its name."""
-    shipped = sorted(
-        f.name.removesuffix(".json")
-        for f in _SHIPPED.iterdir()
-        if f.name.endswith(".json")
-    )
+    shipped = pipeline_names()
     if path in shipped:
         text = (_SHIPPED / f"{path}.json").read_text()
     else:

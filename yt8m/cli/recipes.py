@@ -94,15 +94,22 @@ def run(flags: shared.FlagValues) -> int:
         for recipe in map(read, recipe_names())
     ]
     print(table(header, rows, flags.format))
+    print(f"\nWhole pipelines, `yt8m pipeline NAME`: {', '.join(pipeline_names())}.")
     return 0
 
 
 def recipe_names() -> list[str]:
-    return sorted(
-        f.name.removesuffix(".flags")
-        for f in _FOLDER.iterdir()
-        if f.name.endswith(".flags")
-    )
+    return _names(".flags")
+
+
+def pipeline_names() -> list[str]:
+    """Those of the shipped files of `yt8m pipeline`."""
+    return _names(".json")
+
+
+def _names(ending: str) -> list[str]:
+    names = (f.name for f in _FOLDER.iterdir())
+    return sorted(n.removesuffix(ending) for n in names if n.endswith(ending))
 
 
 def _text(name: str) -> str:

@@ -2,9 +2,10 @@
 
 1. The training shards are split into folds. Each first-level model is trained for each
    fold on the other folds, and predicts the fold that it has not seen.
-2. An ensemble combines these out-of-fold predictions. Where it learns (weights, trees),
-   it predicts fold i as it has learned on fold i + 1, the first fold following the
-   last, so that no label of a video enters its own soft labels through the ensemble.
+2. An ensemble combines these out-of-fold predictions. Where it learns (weights, trees,
+   attention), it predicts fold i as it has learned on fold i + 1, the first fold
+   following the last, so that no label of a video enters its own soft labels through
+   the ensemble.
 3. The soft labels teach the second-level nets, again each for each fold on the others.
    Each net is compressed.
 4. The embeddings by all these nets, of all folds, are put side by side. One classifier

@@ -251,10 +251,10 @@ def read_pipeline(settings: dict[str, Any], path: str) -> Pipeline:
     )
     if read.level != "video":
         raise UserError(f"{where}: its model must be a video-level one.")
-    ensemble = tables["ensemble"] or _default_ensemble()
-    values["ensemble"], parsed = _flags("ensemble", ensemble, f"{path}: ensemble")
-    values["ensemble_learns"] = bool(
-        parsed.learn_weights or parsed.method == "lightgbm"
+    values["ensemble"], values["ensemble_learns"] = _ensemble_flags(
+        tables["ensemble"] or _default_ensemble(),
+        f"{path}: ensemble",
+        list(values["first_level"]),
     )
     values["compress"], _ = _flags("compress", tables["compress"], f"{path}: compress")
     return Pipeline(**values)
@@ -272,6 +272,23 @@ def _default_ensemble() -> dict[str, Any]:
         return {"method": "lightgbm"}
     log.info("LightGBM is not installed: the ensemble is a mean of learned weights.")
     return {"learn_weights": "search"}
+
+
+def _ensemble_flags(
+    table: dict[str, Any], where: str, members: list[str]
+) -> tuple[list[str], bool]:
+    """The flags of the ensemble, and whether it learns from labels."""
+    from yt8m.cli import ensemble
+
+    found, flags = _flags("ensemble", table, where)
+    learns = ensemble.learns(flags)
+    if learns:  # as the pipeline gives them
+        flags.labels, flags.held_out_sources = "labels", ",".join(members)
+    try:
+        ensemble.check(flags, members)
+    except UserError as e:
+        raise UserError(f"{where}: {e}") from e
+    return found, learns
 
 
 def _training_flags(

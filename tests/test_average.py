@@ -234,6 +234,23 @@ def test_an_averaged_run_is_taken_as_a_run(video_run, tmp_path, capsys):
     assert "average is not empty" in capsys.readouterr().err
 
 
+def test_an_average_that_is_cut_short_can_be_taken_again(
+    video_run, tmp_path, monkeypatch
+):
+    output = tmp_path / "average"
+    flags = [f"--train_dir={video_run[0].directory}", f"--output_dir={output}"]
+
+    def kill(self, info):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.Checkpoints, "_write_record", kill)
+        patched.setattr(tf.io.gfile, "rmtree", lambda path: None)  # as when killed
+        assert run_command("average", *flags) != 0
+    assert not output.exists()
+    assert run_command("average", *flags) == 0
+
+
 def test_checkpoints_are_named_and_statistics_refreshed(video_run, tmp_path):
     run, _, saved = video_run
     found = {}

@@ -54,6 +54,7 @@ def run(flags: shared.FlagValues) -> int:
     import tensorflow as tf
 
     from yt8m import runs
+    from yt8m.export import write_directory
     from yt8m.training import checkpoint_averages
 
     shared.require(flags, "output_dir", "No directory to write")
@@ -80,16 +81,18 @@ def run(flags: shared.FlagValues) -> int:
         )
         log.info("Batch statistics are those of %d batches.", count)
         shared.report_left_out(reader)
-    runs.make_directory(output)
     last = infos[-1]
-    runs.Checkpoints(output).save(
-        {"model": model}, last.step, last.examples, last.batch_size
-    )
-    classes = os.path.join(directory, runs.SEGMENT_CLASSES_FILE)
-    if tf.io.gfile.exists(classes):
-        tf.io.gfile.copy(classes, os.path.join(output, runs.SEGMENT_CLASSES_FILE))
-    # What makes it a run comes last.
-    runs.write_config(output, config)
+
+    def write(folder: str) -> None:
+        runs.write_config(folder, config)
+        runs.Checkpoints(folder).save(
+            {"model": model}, last.step, last.examples, last.batch_size
+        )
+        classes = os.path.join(directory, runs.SEGMENT_CLASSES_FILE)
+        if tf.io.gfile.exists(classes):
+            tf.io.gfile.copy(classes, os.path.join(folder, runs.SEGMENT_CLASSES_FILE))
+
+    write_directory(output, runs.CONFIG_FILE, write)
     steps = ", ".join(str(info.step) for info in infos)
     print(f"average of the checkpoints of steps {steps} of {directory}: {output}")
     return 0

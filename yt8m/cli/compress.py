@@ -172,6 +172,8 @@ def bytes_below(directory: str) -> int:
 
 def _gap(run: Any, reader: Any) -> float:
     from yt8m import evaluation
+    from yt8m.config import TrainingConfig
 
-    training = run.config.training
+    # The run's own loss, which is not asked for, may read a file that is not here.
+    training = TrainingConfig("")
     return evaluation.evaluate(run.model, reader, training, progress=True)["gap"]

@@ -8,6 +8,8 @@ Running the same command again resumes the run. Ctrl-C and SIGTERM save first.
 
 import dataclasses
 import logging
+import os
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -16,6 +18,10 @@ from yt8m.config import RunConfig
 from yt8m.errors import UserError
 
 log = logging.getLogger("yt8m")
+
+# Arguments of losses that are files, or may be.
+_FILES_OF_LOSSES = ("class_counts", "class_accuracies")
+_FILES_OF_LOSSES += ("false_negative_rate", "false_positive_rate")
 
 
 def define(flags: shared.FlagValues) -> None:
@@ -243,6 +249,9 @@ def _config(
     same_model = stored is not None and stored.model.name == flags.model
     default = stored.data if same_model else runs.default_data_config(flags.model)
     training = shared.training_config(flags)
+    # Evaluation reads them too, from whatever folder.
+    args = {n: _absolute(n, value) for n, value in training.label_loss_args.items()}
+    training = dataclasses.replace(training, label_loss_args=args)
     for name, spellings in (
         ("optimizer_args", ("optimizer_args",)),
         ("label_loss_args", ("label_loss_args", "class_counts")),
@@ -267,6 +276,13 @@ def _config(
             training, batch_size=_global_batch_size(flags, stored, replicas)
         ),
     )
+
+
+def _absolute(name: str, value: Any) -> Any:
+    """The argument `name` of a loss, an absolute path if it is one of this machine."""
+    if name not in _FILES_OF_LOSSES or not isinstance(value, str) or "://" in value:
+        return value
+    return os.path.abspath(value)
 
 
 def _global_batch_size(

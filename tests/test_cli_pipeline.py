@@ -179,6 +179,7 @@ def test_each_setting_changes_the_commands(monkeypatch):
         ({"num_folds": 3}, "--num_folds=3"),
         ({"num_classes": 9}, "--num_classes=9"),
         ({"seed": 4}, "--seed=4"),
+        ({"by_id": True}, "--seed=0 --by_id --output_dir=out/folds"),
         ({"train_data_pattern": "other*"}, "'--labels=other*'"),
         ({"test_data_pattern": "other*"}, "'--input_data_pattern=other*'"),
         ({"labels": "truth.csv"}, "--labels=truth.csv"),
@@ -206,6 +207,7 @@ def test_each_setting_changes_the_commands(monkeypatch):
     [
         ({"num_fold": 3}, "p.json: unknown num_fold. Did you mean num_folds"),
         ({"num_folds": 1}, "num_folds must be a whole number from 2"),
+        ({"by_id": 1}, "p.json: by_id must be true or false"),
         ({"seed": "a"}, "seed must be a whole number from 0"),
         ({"train_data_pattern": ""}, "names no train_data_pattern: give --train_"),
         ({"labels": 3}, "labels must be a pattern"),

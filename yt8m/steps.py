@@ -54,7 +54,7 @@ class Pipeline:
     Attributes:
         train_data_pattern, test_data_pattern: shards.
         labels: of the test videos, as `yt8m score` takes them; empty if not known.
-        num_folds, seed: of the split.
+        num_folds, seed, by_id: of the split.
         num_classes: C.
         first_level, second_level: flags of `train`, by the models' names.
         ensemble: flags of `ensemble`.
@@ -69,6 +69,7 @@ class Pipeline:
     labels: str
     num_folds: int
     seed: int
+    by_id: bool
     num_classes: int
     first_level: dict[str, list[str]]
     second_level: dict[str, list[str]]
@@ -91,6 +92,7 @@ def plan(pipeline: Pipeline, directory: str) -> list[Step]:
         f"--input_data_pattern={pipeline.train_data_pattern}",
         f"--num_folds={pipeline.num_folds}",
         f"--seed={pipeline.seed}",
+        *(["--by_id"] if pipeline.by_id else []),
         f"--output_dir={directory}/folds",
     ])  # fmt: skip
     _plan_first_level(planner)

@@ -28,6 +28,8 @@ The JSON file holds:
                                 installed, otherwise learned weights)
     compress                    flags of `yt8m compress` (may be left out)
     num_folds, num_classes, seed        5, the dataset's and 0 if left out
+    by_id                       true deals videos to the folds, as `yt8m folds --by_id`
+                                does, and not shards, of which there may be fewer
     train_data_pattern, test_data_pattern, labels, max_bytes
                                 unless they are given as flags; the last two are not
                                 needed
@@ -71,7 +73,8 @@ _NUMBERS = {"num_folds": (5, 2), "num_classes": (schema.NUM_CLASSES, 1), "seed":
 _PATHS = ("train_data_pattern", "test_data_pattern", "labels")
 _TABLES = ("first_level", "second_level", "classifier")
 _OPTIONAL_TABLES = ("training", "ensemble", "compress")
-_KEYS = (*_TABLES, *_OPTIONAL_TABLES, *_NUMBERS, *_PATHS, "max_bytes", "description")
+_KEYS = (*_TABLES, *_OPTIONAL_TABLES, *_NUMBERS, *_PATHS)
+_KEYS += ("by_id", "max_bytes", "description")
 
 # What the pipeline gives to the commands itself.
 _OWN = {
@@ -215,6 +218,9 @@ def read_pipeline(settings: dict[str, Any], path: str) -> Pipeline:
         values[key] = value = settings.get(key, "")
         if not isinstance(value, str):
             raise UserError(f"{path}: {key} must be a pattern of files.")
+    values["by_id"] = settings.get("by_id", False)
+    if type(values["by_id"]) is not bool:
+        raise UserError(f"{path}: by_id must be true or false.")
     tables = {k: _table(settings, k, path) for k in (*_TABLES, *_OPTIONAL_TABLES)}
     runs.load_registries()
     levels: dict[str, str] = {}

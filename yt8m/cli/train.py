@@ -99,34 +99,19 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "train_data_pattern", "No training data")
     index = RecordIndex(None if flags.dry_run else f"{directory}/records.json")
 
-    def reader(flag, **options):
-        return shared.reader(
-            flags,
-            flag,
-            data,
-            wanted_by=config.model.name,
-            batch_size=training.batch_size,
-            index=index,
-            video_embeddings=shared.open_video_embeddings(
-                flags, config.model.name, config.model.args
-            ),
-            **options,
-        )
-
-    train_reader = reader(
-        "train_data_pattern",
-        seed=training.seed,
+    train_reader = training_reader(
+        flags,
+        config,
         num_epochs=training.num_epochs or None,
-        shuffle_window=training.shuffle_window or None,
         static_frames=static or training.jit_compile,
         soft_labels=soft_labels,
-        augmentation=training.frame_augmentation(),
-        video_labels=bool(training.mined_negatives),
-        only_classes=_only_classes(training.only_classes, data.num_classes),
+        index=index,
     )
     eval_reader = None
     if training.eval_data_pattern:
-        eval_reader = reader("eval_data_pattern", static_frames=static)
+        eval_reader = _reader(
+            flags, "eval_data_pattern", config, static_frames=static, index=index
+        )
     if not resuming:
         floats = train_reader.float_features
         data = dataclasses.replace(data, float_features=floats)
@@ -158,6 +143,46 @@ def run(flags: shared.FlagValues) -> int:
     shared.report_left_out(train_reader, eval_reader)
     log.info("Trained to step %d. Run directory: %s", result.step, directory)
     return 128 + result.stopped_by if result.stopped_by else 0
+
+
+def training_reader(flags: shared.FlagValues, config: RunConfig, **options):
+    """A reader of --train_data_pattern that gives what the run `config` trains on.
+
+    Args:
+        flags: of a command with those of `shared.video_embeddings` and `bad_records`.
+        config: of the run.
+        options: of the reader, more of them.
+
+    Raises:
+        UserError: as `shared.reader` and `shared.open_video_embeddings`, or a class of
+            --only_classes that is not known.
+    """
+    training = config.training
+    return _reader(
+        flags,
+        "train_data_pattern",
+        config,
+        seed=training.seed,
+        shuffle_window=training.shuffle_window or None,
+        augmentation=training.frame_augmentation(),
+        video_labels=bool(training.mined_negatives),
+        only_classes=_only_classes(training.only_classes, config.data.num_classes),
+        **options,
+    )
+
+
+def _reader(flags: shared.FlagValues, flag: str, config: RunConfig, **options):
+    return shared.reader(
+        flags,
+        flag,
+        config.data,
+        wanted_by=config.model.name,
+        batch_size=config.training.batch_size,
+        video_embeddings=shared.open_video_embeddings(
+            flags, config.model.name, config.model.args
+        ),
+        **options,
+    )
 
 
 def _only_classes(path: str, num_classes: int) -> list[int] | None:

@@ -9,9 +9,9 @@ into one file. Only the weights' storage changes: the arithmetic is as before. B
 norms and other small weights are kept. Training does not go on from it. Several runs
 become one file, compressed in the same way, by export_model.py --compress.
 
-With --eval_data_pattern it says the GAP before and after, of the weights as they are
-read from the files. --max_bytes refuses what is larger: the challenge of 2018 took one
-model of at most 1 GB.
+With --eval_data_pattern it says the GAP, or of segments the mAP, before and after, of
+the weights as they are read from the files. --max_bytes refuses what is larger: the
+challenge of 2018 took one model of at most 1 GB.
 """
 
 import json
@@ -33,6 +33,7 @@ _UNITS = {
     **{"KIB": 2**10, "MIB": 2**20, "GIB": 2**30},
 }
 _OF_EVALUATION = ("batch_size", "on_bad_record", "num_readers", "eval_frames")
+_OF_EVALUATION += ("video_embeddings",)
 
 
 def define(flags: shared.FlagValues) -> None:
@@ -46,12 +47,14 @@ def define(flags: shared.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "eval_data_pattern",
         "",
-        "Shards by which to say the GAP before and after: globs.",
+        "Shards by which to say the GAP, or of segments the mAP, before and after: "
+        "globs.",
         flag_values=flags,
     )
     shared.batch_size(flags, 1024, "Videos in a batch; does not change the result.")
     shared.bad_records(flags)
     shared.eval_frames(flags)
+    shared.video_embeddings(flags)
 
 
 def max_bytes(flags: shared.FlagValues) -> None:
@@ -77,15 +80,21 @@ def run(flags: shared.FlagValues) -> int:
     run = runs.load_run(source, flags.checkpoint)
     reader = None
     if flags.eval_data_pattern:
+        shared.take_over(flags, run.config)
         data, options = shared.evaluated_data(flags, run.config.data)
+        model = run.config.model
         reader = shared.reader(
             flags,
             "eval_data_pattern",
             data,
-            wanted_by=run.config.model.name,
+            wanted_by=model.name,
             batch_size=flags.batch_size,
+            video_embeddings=shared.open_video_embeddings(
+                flags, model.name, model.args
+            ),
             **options,
         )
+    metric = runs.validation_metric(run.config.data.segments)
     record: dict[str, Any] = {
         "run": run.checkpoint.path,
         "method": flags.method,
@@ -97,8 +106,8 @@ def run(flags: shared.FlagValues) -> int:
         record["bytes"] = size = bytes_below(directory)
         refuse_larger(size, run.checkpoint.path, flags.method, flags.max_bytes)
         if reader:
-            record["gap_before"] = _gap(run, reader)
-            record["gap"] = _gap(runs.load_run(directory), reader)
+            record[f"{metric}_before"] = _score(run, reader, metric)
+            record[metric] = _score(runs.load_run(directory), reader, metric)
         text = json.dumps(record, indent=2) + "\n"
         runs.write_file(os.path.join(directory, RECORD_FILE), text)
 
@@ -110,7 +119,9 @@ def run(flags: shared.FlagValues) -> int:
     )
     if reader:
         shared.report_left_out(reader)
-        print(f"GAP {record['gap_before']:.5f} before, {record['gap']:.5f} after")
+        name = {"gap": "GAP", "map": "mAP"}[metric]
+        before, after = record[f"{metric}_before"], record[metric]
+        print(f"{name} {before:.5f} before, {after:.5f} after")
     return 0
 
 
@@ -170,10 +181,10 @@ def bytes_below(directory: str) -> int:
     )
 
 
-def _gap(run: Any, reader: Any) -> float:
+def _score(run: Any, reader: Any, metric: str) -> float:
     from yt8m import evaluation
     from yt8m.config import TrainingConfig
 
     # The run's own loss, which is not asked for, may read a file that is not here.
     training = TrainingConfig("")
-    return evaluation.evaluate(run.model, reader, training, progress=True)["gap"]
+    return evaluation.evaluate(run.model, reader, training, progress=True)[metric]

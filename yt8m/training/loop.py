@@ -104,6 +104,12 @@ class Trainer:
             )
         if settings.mixup and config.data.segments:
             raise UserError("--mixup mixes whole videos: leave out --segment_labels.")
+        rows = settings.batch_size // part_of(strategy).total
+        if settings.mixup and rows < 2:
+            raise UserError(
+                "--mixup blends the videos of a replica's batch with one another: give "
+                f"--batch_size=2 at least, not {rows}."
+            )
         self.chief = is_chief(strategy)
         self.checkpoints = runs.Checkpoints(
             directory, settings.keep_checkpoints, writes=self.chief

@@ -90,6 +90,7 @@ def run(flags: shared.FlagValues) -> int:
     resuming = chief_says(strategy, resuming) and not flags.dry_run
     replicas = part_of(strategy).total
     config, soft_labels = _with_teacher(
+        flags,
         _resumed_config(flags, directory, replicas)
         if resuming
         else _with_source(_config(flags, None, replicas), directory),
@@ -228,7 +229,7 @@ def _with_source(config: RunConfig, directory: str) -> RunConfig:
     return dataclasses.replace(config, training=find_source(config.training))
 
 
-def _with_teacher(config: RunConfig, directory: str):
+def _with_teacher(flags: shared.FlagValues, config: RunConfig, directory: str):
     """The configuration with the teacher's checkpoint; its soft labels, if stored."""
     from yt8m.training.distillation import find_teacher
 
@@ -236,6 +237,12 @@ def _with_teacher(config: RunConfig, directory: str):
         return config, None
     if config.training.teacher.rstrip("/") == directory:
         raise UserError(f"--teacher={directory} is the run itself: give another.")
+    if config.training.distillation_weight == 1 and shared.given(flags, "label_loss"):
+        log.warning(
+            "--label_loss=%s is of evaluation only: at --distillation_weight=1 soft "
+            "labels alone are learned, by cross-entropy.",
+            config.training.label_loss,
+        )
     training, soft_labels = find_teacher(config.training, config.data)
     return dataclasses.replace(config, training=training), soft_labels
 

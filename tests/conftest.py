@@ -24,6 +24,12 @@ def propagated_logs():
     logging.getLogger("yt8m").propagate = True
 
 
+@pytest.fixture
+def known_temporary_names(monkeypatch):
+    """Files are written as NAME.tmp first, where a test can be before them."""
+    monkeypatch.setattr("yt8m.runs.temporary_name", lambda path: f"{path}.tmp")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> pathlib.Path:
     """The folder that YT8M_DATA names; tests of real files are left out without it."""

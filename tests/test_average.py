@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 from types import SimpleNamespace
 
 import keras
@@ -13,6 +14,7 @@ from test_export import make_run
 from test_predict import make_shards
 from yt8m import runs
 from yt8m.cli import main
+from yt8m.config import TrainingConfig
 from yt8m.errors import UserError
 from yt8m.layers.normalization import BatchNormalization, Centring
 from yt8m.progress import Progress
@@ -116,14 +118,14 @@ def test_whole_numbers_are_not_averaged(tmp_path):
 class Normalised(keras.Model):
     """x, its mean taken away, doubled, and normalised by batch, in two ways."""
 
-    input_names = ("x",)
+    features = input_names = ("x",)
     training_input_names = ()
 
     def __init__(self):
         super().__init__()
-        self.centring = Centring()
-        self.norm = BatchNormalization()
-        self.keras_norm = keras.layers.BatchNormalization()
+        self.centring = Centring(name="centring")
+        self.norm = BatchNormalization(name="norm")
+        self.keras_norm = keras.layers.BatchNormalization(name="keras_norm")
         self.dropped = keras.layers.Dropout(0.5)
         self.ensure = self({"x": np.zeros((2, 3), "float32")})
 
@@ -143,6 +145,11 @@ class Given:
         return ((batch, {}) for batch in self._batches)
 
 
+def refresh(model, reader, steps, **settings) -> int:
+    settings = TrainingConfig("", **settings)
+    return refresh_statistics(model, reader, steps, settings, silent())
+
+
 def test_refreshed_statistics_are_means_over_the_batches_and_nothing_else_changes():
     model = Normalised()
     for v in model.variables:
@@ -151,7 +158,7 @@ def test_refreshed_statistics_are_means_over_the_batches_and_nothing_else_change
     data = np.random.default_rng(0).normal(2, 3, (4, 5, 3)).astype("float32")
     before = {v.path: v.numpy() for v in model.variables}
     reader = Given([{"x": tf.constant(x)} for x in data])
-    assert refresh_statistics(model, reader, 3, progress=silent()) == 3
+    assert refresh(model, reader, 3) == 3
     # The mean that is taken away in batch n is that of n batches.
     means = np.cumsum(data[:3].mean(axis=1), axis=0) / np.arange(1, 4)[:, None]
     centred = 2 * (data[:3] - means[:, None])
@@ -169,25 +176,39 @@ def test_refreshed_statistics_are_means_over_the_batches_and_nothing_else_change
     for v in model.variables:
         if "moving" not in v.path:
             np.testing.assert_array_equal(v.numpy(), before[v.path])
-    assert refresh_statistics(model, reader, 9, progress=silent()) == 4
+    assert refresh(model, reader, 9) == 4
 
 
-def test_mixed_examples_give_other_statistics():
-    found = []
-    for mixup in (0.0, 0.4, 0.4):
+def test_augmented_and_mixed_examples_give_other_statistics():
+    def statistics(**settings):
         model = Normalised()
         x = tf.constant(np.random.default_rng(0).normal(size=(6, 3)), tf.float32)
         batches = [{"x": x, "labels": tf.zeros([6, 2], tf.uint8)}] * 2
-        refresh_statistics(model, Given(batches), 2, mixup, 7, silent())
-        found.append(model.norm.moving_variance.numpy())
-    assert (found[1] < found[0]).all()
-    np.testing.assert_array_equal(found[1], found[2])
+        refresh(model, Given(batches), 2, seed=7, **settings)
+        return model.norm.moving_variance.numpy()
+
+    plain, mixed = statistics(), statistics(mixup=0.4)
+    assert (mixed < plain).all()
+    np.testing.assert_array_equal(statistics(mixup=0.4), mixed)
+    assert (statistics(feature_noise=3.0) > plain + 4).all()
+    assert (statistics(feature_dropout=0.9) < plain).all()
+
+
+def test_frozen_statistics_are_not_refreshed():
+    model, x = Normalised(), tf.ones([6, 3])
+    before = {v.path: v.numpy() for v in model.variables}
+    frozen = "centring/moving_mean,keras_norm"
+    refresh(model, Given([{"x": x, "labels": tf.zeros([6, 2])}]), 1, freeze=frozen)
+    for v in model.variables:
+        changed = not np.array_equal(v.numpy(), before[v.path])
+        moves = "moving" in v.path and not re.search("centring|keras", v.path)
+        assert changed == moves, v.path
 
 
 def test_a_model_without_statistics_has_none_to_refresh(tmp_path):
     run = make_run(tmp_path / "run", "LogisticModel")
     with pytest.raises(UserError, match="LogisticModel has no batch normalisation"):
-        refresh_statistics(run.model, Given([]), 3, progress=silent())
+        refresh(run.model, Given([]), 3)
 
 
 def arguments_of(command, files, tmp_path) -> list[str]:
@@ -234,6 +255,23 @@ def test_an_averaged_run_is_taken_as_a_run(video_run, tmp_path, capsys):
     assert "average is not empty" in capsys.readouterr().err
 
 
+def test_an_average_that_is_cut_short_can_be_taken_again(
+    video_run, tmp_path, monkeypatch
+):
+    output = tmp_path / "average"
+    flags = [f"--train_dir={video_run[0].directory}", f"--output_dir={output}"]
+
+    def kill(self, info):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.Checkpoints, "_write_record", kill)
+        patched.setattr(tf.io.gfile, "rmtree", lambda path: None)  # as when killed
+        assert run_command("average", *flags) != 0
+    assert not output.exists()
+    assert run_command("average", *flags) == 0
+
+
 def test_checkpoints_are_named_and_statistics_refreshed(video_run, tmp_path):
     run, _, saved = video_run
     found = {}
@@ -261,6 +299,26 @@ def test_checkpoints_are_named_and_statistics_refreshed(video_run, tmp_path):
         assert changed == ("moving_" in variable.path)
 
 
+def test_statistics_are_refreshed_on_the_classes_and_crops_of_the_run(tmp_path):
+    files = make_shards(tmp_path, "frame")
+    (tmp_path / "two.csv").write_text("Index\n1\n4\n")
+    run = make_run(tmp_path / "run", "NetVLADModel")
+    found = []
+    for changes in ({}, {"only_classes": str(tmp_path / "two.csv")}, {"crop": "0.3"}):
+        training = dataclasses.replace(
+            run.config.training, train_data_pattern=",".join(files), **changes
+        )
+        config = dataclasses.replace(run.config, training=training)
+        runs.write_config(run.directory, config)
+        output = tmp_path / f"average{len(found)}"
+        flags = [f"--train_dir={run.directory}", f"--output_dir={output}"]
+        assert run_command("average", *flags, "--refresh_steps=1") == 0
+        found.append(values_of(runs.load_run(str(output)).model))
+    for other in found[1:]:
+        pairs = zip(found[0], other, strict=True)
+        assert not all(np.array_equal(a, b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("command", ["eval", "inference", "export"])
 def test_the_best_checkpoint_is_taken_on_request(video_run, tmp_path, capsys, command):
     run, files, saved = video_run
@@ -283,6 +341,7 @@ def test_the_best_checkpoint_is_taken_on_request(video_run, tmp_path, capsys, co
         (["--checkpoints=,"], "each once"),
         (["--checkpoints=7"], "has no checkpoint '7'"),
         (["--train_data_pattern=a"], "without --refresh_steps"),
+        (["--video_embeddings=a"], "without --refresh_steps"),
         (["--refresh_steps=2", "--train_data_pattern=none"], "No file matches"),
     ],
 )

@@ -160,7 +160,12 @@ def test_the_commands_follow_from_the_file():
 
 
 def test_the_soft_labels_of_a_fold_are_learned_on_the_next():
-    for settings in ({"learn_weights": "greedy"}, {"method": "lightgbm"}):
+    pytest.importorskip("lightgbm")
+    for settings in (
+        {"learn_weights": "greedy"},
+        {"method": "lightgbm"},
+        {"method": "attention"},
+    ):
         steps = planned(num_folds=3, ensemble=settings)
         for i, other in ((0, 1), (1, 2), (2, 0)):
             step = steps[f"ensemble/fold-{i}.predictions"]
@@ -189,6 +194,7 @@ def test_each_setting_changes_the_commands(monkeypatch):
         ({"num_folds": 3}, "--num_folds=3"),
         ({"num_classes": 9}, "--num_classes=9"),
         ({"seed": 4}, "--seed=4"),
+        ({"by_id": True}, "--seed=0 --by_id --output_dir=out/folds"),
         ({"train_data_pattern": "other*"}, "'--labels=other*'"),
         ({"test_data_pattern": "other*"}, "'--input_data_pattern=other*'"),
         ({"labels": "truth.csv"}, "--labels=truth.csv"),
@@ -204,6 +210,7 @@ def test_each_setting_changes_the_commands(monkeypatch):
     taught_by = "--teacher=out/soft_labels.predictions"
     assert taught_by in planned(classifier=classifier)["classifier"].command
     # Without a choice, trees if they are there.
+    pytest.importorskip("lightgbm")
     for there, said in ((object(), "--method=lightgbm"), (None, "--learn_weights")):
         monkeypatch.setattr("importlib.util.find_spec", lambda name, x=there: x)
         step = planned(ensemble={})["ensemble/fold-0.predictions"]
@@ -215,6 +222,7 @@ def test_each_setting_changes_the_commands(monkeypatch):
     [
         ({"num_fold": 3}, "p.json: unknown num_fold. Did you mean num_folds"),
         ({"num_folds": 1}, "num_folds must be a whole number from 2"),
+        ({"by_id": 1}, "p.json: by_id must be true or false"),
         ({"seed": "a"}, "seed must be a whole number from 0"),
         ({"train_data_pattern": ""}, "names no train_data_pattern: give --train_"),
         ({"labels": 3}, "labels must be a pattern"),
@@ -246,6 +254,16 @@ def test_each_setting_changes_the_commands(monkeypatch):
         ({"classifier": {"temperature": 2}}, "--temperature is of a teacher"),
         ({"ensemble": {"methods": "mean"}}, "ensemble: unknown flag methods. Did you"),
         ({"ensemble": {"method": "median"}}, "ensemble: .*median"),
+        (
+            {"ensemble": {"method": "attention", "learn_weights": "search"}},
+            "p.json: ensemble: --method=attention has no such weights",
+        ),
+        ({"ensemble": {"weights": "1,1,1"}}, "ensemble: --weights=1,1,1 must be 2"),
+        ({"ensemble": {"learn_videos": 9}}, "--learn_videos is for learning"),
+        (
+            {"ensemble": {"method": "attention", "attention_args": "ranks=3"}},
+            "ensemble: --attention_args: unknown ranks. Did you mean rank",
+        ),
         ({"compress": {"max_bytes": 3}}, "compress: max_bytes is set by"),
     ],
 )

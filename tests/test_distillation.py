@@ -724,6 +724,24 @@ def test_videos_without_soft_labels_are_reported(
     assert config["training"]["on_missing_soft_labels"] == "hard_labels"
 
 
+def test_a_loss_that_nothing_is_learned_by_and_a_blend_with_itself_are_named(
+    shard, run_teacher, tmp_path, capsys
+):
+    def said(*flags) -> str:
+        train(shard, tmp_path / "run", "--dry_run", "--max_steps=1", *flags)
+        return capsys.readouterr().err
+
+    taught, loss = f"--teacher={run_teacher}", "--label_loss=HingeLoss"
+    warning = "--label_loss=HingeLoss is of evaluation only"
+    assert warning in said(taught, loss, "--distillation_weight=1")
+    assert warning not in said(taught, loss, "--distillation_weight=0.9")
+    assert warning not in said(loss)
+    assert "is of evaluation only" not in said(taught, "--distillation_weight=1")
+    for strategy in ("one_device", "mirrored"):
+        flags = ["--mixup=0.3", "--batch_size=1", f"--strategy={strategy}"]
+        assert "--batch_size=2 at least, not 1" in said(*flags)
+
+
 def test_a_dry_run_counts_the_teachers_weights(
     shard, run_teacher, tmp_path, capsys, monkeypatch
 ):

@@ -377,12 +377,19 @@ def test_boosted_trees_beat_the_mean_where_sources_differ(problems, tmp_path, ca
         for path in (tmp_path / "a.csv", mean)
     ]
     assert gaps[0] > gaps[1] + 0.02
-    other = "--lightgbm_args=num_iterations=3,num_threads=1"
-    assert ensemble(test.paths, tmp_path / "b.csv", *flags, other) == 0
-    assert (tmp_path / "a.csv").read_bytes() != (tmp_path / "b.csv").read_bytes()
+    for name in ("num_iterations", "n_estimators"):
+        other = f"--lightgbm_args={name}=3,num_threads=1"
+        assert ensemble(test.paths, tmp_path / f"{name}.csv", *flags, other) == 0
+    few = (tmp_path / "num_iterations.csv").read_bytes()
+    assert (tmp_path / "n_estimators.csv").read_bytes() == few
+    assert (tmp_path / "a.csv").read_bytes() != few
     capsys.readouterr()
     for wrong, said in (
         ("seed=3", "--lightgbm_args: seed is always 0; leave it out."),
+        ("random_state=3", "--lightgbm_args: random_state is always 0; leave it out."),
+        ("application=mape", "application is always binary; leave it out."),
+        ("num_leafs=3", "unknown num_leafs. Did you mean num_leaves"),
+        ("num_leaves=3,max_leaves=9", "num_leaves and max_leaves are the same; give"),
         ("num_leaves=many", "LightGBM refuses --lightgbm_args: "),
     ):
         bad = f"--lightgbm_args={wrong}"

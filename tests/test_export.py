@@ -22,7 +22,7 @@ from yt8m.config import (
 )
 from yt8m.data.records import encode_frame_record, encode_video_record
 from yt8m.errors import UserError
-from yt8m.export import export
+from yt8m.export import export, write_directory
 from yt8m.registry import get
 from yt8m.runs import Run
 
@@ -342,6 +342,29 @@ def test_an_earlier_export_is_replaced_and_nothing_is_left_beside_it(
     assert not (target / "old").exists()
     assert os.listdir(tmp_path / "out") == ["export"]
     assert (target / "saved_model.pb").exists()
+
+
+def test_files_of_a_killed_export_get_into_no_other(small_run, tmp_path):
+    target, seen = tmp_path / "export", []
+
+    def killed(directory):
+        open(f"{directory}/stale", "w").close()
+        seen.append(directory)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*args):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tf.io.gfile, "rmtree", kill)  # nothing is tidied up
+        patched.setattr("yt8m.export._replace", kill)
+        with pytest.raises(Killed):
+            write_directory(str(target), "export.json", killed)
+    assert os.listdir(seen[0]) == ["stale"]
+    export(small_run, str(target))
+    assert not (target / "stale").exists() and os.listdir(seen[0]) == ["stale"]
 
 
 def test_a_directory_of_something_else_is_refused_untouched(small_run, tmp_path):

@@ -200,6 +200,14 @@ def test_the_list_of_models_has_level_arguments_and_paper(capsys):
     assert "    clusters=64" in text
 
 
+def test_the_help_names_every_optimizer():
+    from yt8m.training.optimizers import _OPTIMIZERS
+
+    flags = absl_flags.FlagValues()
+    shared.training(flags)
+    assert flags["optimizer"].help == f"{', '.join(_OPTIMIZERS)}."
+
+
 def test_no_help_waits_for_tensorflow():
     code = (
         "import sys\n"

@@ -232,7 +232,9 @@ def test_a_listing_of_another_kind_is_refused(tmp_path):
         ListingWriter(str(tmp_path / "readable.txt"), name_of)
 
 
-def test_a_listing_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path):
+def test_a_listing_that_cannot_be_written_is_named_and_nothing_is_left(
+    tmp_path, known_temporary_names
+):
     with pytest.raises(UserError, match=r"none/r\.csv cannot be written"):
         ListingWriter(str(tmp_path / "none" / "r.csv"), name_of).__enter__()
     os.symlink("/dev/full", tmp_path / "r.json.tmp")
@@ -414,7 +416,9 @@ def test_embeddings_are_written_whole_or_not_at_all(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_and_a_bad_path_of_embeddings_are_named(video_run, tmp_path):
+def test_a_full_disk_and_a_bad_path_of_embeddings_are_named(
+    video_run, tmp_path, known_temporary_names
+):
     run, files = video_run
     reader = FiledBatches(files[0], 300)
     path = str(tmp_path / "none" / "e.tfrecord")

@@ -110,6 +110,7 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path):
     write_records(str(tmp_path / "uneven"), both)
     uneven = str(tmp_path / "uneven")
     clash = write(tmp_path / "clash", [0, 1], 1, embedding_0=2)
+    twice, v0 = write(tmp_path / "twice", [0, 1, 0], 1), write(tmp_path / "v0", [0], 1)
     cut = tmp_path / "cut"
     cut.write_bytes((tmp_path / "a").read_bytes()[:-5])
     wrong = tmp_path / "wrong"
@@ -121,6 +122,12 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path):
         ([[a], [frames]], UserError, "frames is frame-level"),
         ([[a], [a], [clash]], UserError, "equal names: embedding_0, embedding_1, emb"),
         ([[a], [a, b]], DataError, "Video v1 is twice in .*a and .*b;"),
+        (
+            [[twice], [a]],
+            DataError,
+            "twice, record 2: video v0 is in the first input t",
+        ),
+        ([[a, v0], [a]], DataError, "v0, record 0: video v0 is in the first input twi"),
         ([[a], [uneven]], DataError, "video v0 has 4 floats of embedding, and others"),
         ([[a], [str(cut)]], DataError, "cut: the file is truncated at record 1"),
         ([[str(cut)], [a]], DataError, "cut: one of the records 0 to 63 is damaged"),
@@ -128,7 +135,8 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path):
     ):
         with pytest.raises(kind, match=said):
             join_records(inputs, out, progress=silent())
-    assert os.listdir(out) == ["b"]
+    # Of two shards the first was whole before the second was read.
+    assert sorted(os.listdir(out)) == ["a", "b"]
 
 
 def test_a_full_disk_is_named(tmp_path):

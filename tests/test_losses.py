@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from yt8m import evaluation, losses, runs
+from yt8m.class_figures import read_class_counts
 from yt8m.cli.main import run
 from yt8m.data.pipeline import Reader
 from yt8m.data.records import encode_video_record, write_records
@@ -356,6 +358,17 @@ def test_a_file_without_class_counts_is_named(tmp_path, text, message):
     (tmp_path / "counts.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         _create("ClassBalancedCrossEntropyLoss")
+
+
+def test_class_figures_are_read_from_any_file_system(tmp_path):
+    (tmp_path / "counts.csv").write_text("Index,Videos\n1,7\n", "utf-8-sig")
+    for scheme in ("", "file://"):
+        counts = read_class_counts(f"{scheme}{tmp_path}/counts.csv")
+        assert counts.tolist() == [0, 7]
+    with pytest.raises(UserError, match="class counts file:///no/file cannot be read"):
+        read_class_counts("file:///no/file")
+    with pytest.raises(UserError, match="knows no nowhere://"):
+        read_class_counts("nowhere://counts.csv")
 
 
 def test_a_file_that_cannot_be_read_or_counts_more_classes_is_named(tmp_path):
@@ -803,11 +816,14 @@ def shards(tmp_path) -> list[str]:
     ]
 
 
-def test_a_run_remembers_its_loss_and_evaluation_takes_the_same(shards, tmp_path):
+def test_a_run_remembers_its_loss_and_evaluation_takes_the_same(
+    shards, tmp_path, monkeypatch, capsys
+):
     loss = ["--label_loss=ClassBalancedCrossEntropyLoss", "--class_counts=counts.csv"]
     assert run("train", [*shards, *loss]) == 0
     config = runs.read_config(str(tmp_path / "run"))
-    assert config.training.label_loss_args == {"class_counts": "counts.csv"}
+    counts = f"{tmp_path}/counts.csv"
+    assert config.training.label_loss_args == {"class_counts": counts}
     # A run that goes on takes over what is not given again.
     assert run("train", [*shards, loss[0], "--max_steps=3"]) == 0
     pattern = f"--eval_data_pattern={tmp_path}/data"
@@ -823,6 +839,18 @@ def test_a_run_remembers_its_loss_and_evaluation_takes_the_same(shards, tmp_path
     logits = trained.model(batch)["logits"]
     own = np.mean(losses.cross_entropy(batch["labels"], {"logits": logits}))
     assert abs(own - measured["loss"]) > 0.1
+    # Also from another folder; without the file it says what it needs it for.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("eval", [directory, pattern, "--run_once"]) == 0
+    os.remove(counts)
+    assert run("eval", [directory, pattern, "--run_once"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()[-1:]
+    assert f"class counts {counts} cannot be read" in said
+    assert "Evaluation reports the run's loss, ClassBalancedCrossEntropyLoss" in said
+    # What asks for no loss needs no file.
+    output = f"--output_dir={tmp_path}/small"
+    assert run("compress", [directory, output, pattern]) == 0
 
 
 def test_arguments_of_the_loss_change_what_is_learned(shards, tmp_path):
@@ -855,8 +883,8 @@ def test_arguments_of_the_loss_change_what_is_learned(shards, tmp_path):
         ),
         (
             ["--label_loss=ClassBalancedCrossEntropyLoss", "--class_counts=big.csv"],
-            "train: big.csv has the class 7, but the classes are 0 to 2: take a file "
-            "of the same classes.",
+            "train: {folder}/big.csv has the class 7, but the classes are 0 to 2: take "
+            "a file of the same classes.",
         ),
     ],
 )
@@ -865,4 +893,5 @@ def test_a_loss_that_cannot_be_used_is_one_line(
 ):
     (tmp_path / "big.csv").write_text("Index,Videos\n7,1\n")
     assert run("train", [*shards, *flags]) == 1
+    message = message.format(folder=tmp_path)
     assert capsys.readouterr().err.splitlines()[-1] == message

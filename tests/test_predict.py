@@ -296,7 +296,9 @@ def test_an_error_or_an_interruption_while_reading_leaves_no_file(
     assert threading.active_count() == threads
 
 
-def test_a_full_disk_stops_the_reading_and_names_the_file(trained, tmp_path):
+def test_a_full_disk_stops_the_reading_and_names_the_file(
+    trained, tmp_path, known_temporary_names
+):
     run, _ = trained("MoeModel")
     os.symlink("/dev/full", tmp_path / "s.csv.tmp")
     reader = Batches(1000)

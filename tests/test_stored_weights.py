@@ -10,11 +10,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from test_export import CLASSES, make_batch, make_records, make_run, signature
-from yt8m import runs
+from test_export import (
+    CLASSES,
+    VIDEO_FEATURES,
+    make_batch,
+    make_records,
+    make_run,
+    signature,
+)
+from yt8m import evaluation, runs
 from yt8m.cli.main import run as command
 from yt8m.compression import METHODS
-from yt8m.data.records import write_records
+from yt8m.config import TrainingConfig
+from yt8m.data.pipeline import Reader
+from yt8m.data.records import encode_video_record, write_records
+from yt8m.ensemble.model import combine
+from yt8m.inference.predict import load_saved_model
 from yt8m.inference.submission import read_submission
 
 
@@ -34,6 +45,45 @@ def save_small(run, directory) -> None:
     runs.write_config(str(directory), run.config)
     checkpoints = runs.Checkpoints(str(directory))
     checkpoints.save_compressed(run.model, run.checkpoint, "float16")
+
+
+@pytest.mark.parametrize("names", [("MoeModel", "LogisticModel"), ("MoeModel",)])
+def test_the_export_says_what_compression_costs(tmp_path, capsys, names):
+    members = [make_run(tmp_path / name, name) for name in names]
+    rng, shard = np.random.default_rng(0), str(tmp_path / "a.tfrecord")
+    records = [
+        encode_video_record(
+            f"v{i}",
+            {n: rng.normal(size=s).astype("f") for n, s in VIDEO_FEATURES.items()},
+            [i % CLASSES],
+        )
+        for i in range(60)
+    ]
+    write_records(shard, records)
+    directories = [tmp_path / name for name in names]
+    flags = [f"--eval_data_pattern={shard}", "--compress=codebook8"]
+    out = tmp_path / "export"
+    assert export(directories, out, *flags, "--batch_size=7") == 0
+    found = json.loads((out / "export.json").read_text())["compression"]
+    said = f"GAP {found['gap_before']:.5f} before, {found['gap']:.5f} after"
+    assert said in capsys.readouterr().out
+    model, data = members[0].model, members[0].config.data
+    if len(members) > 1:
+        model, data, _ = combine(members)
+    for scored, gap in (
+        (model, found["gap_before"]),
+        (load_saved_model(str(out)), found["gap"]),
+    ):
+        reader = Reader([shard], data, batch_size=60)
+        expected = evaluation.evaluate(scored, reader, TrainingConfig(""))["gap"]
+        assert gap == pytest.approx(expected, abs=1e-6)
+    assert 0 < abs(found["gap"] - found["gap_before"]) < 0.1
+    for wrong, error in (
+        (flags[:1], "says what compression costs: give --compress too"),
+        ([flags[1], "--batch_size=7"], "--batch_size is of the evaluation"),
+    ):
+        assert export(directories, out, *wrong) == 1
+        assert error in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,21 @@ def test_an_interrupted_writer_leaves_nothing_new(tmp_path, name, error):
     assert (tmp_path / name).read_text() == "old"
 
 
+def test_two_writers_of_one_file_do_not_damage_each_other(tmp_path):
+    path, batch = tmp_path / "s.csv", small_batch()
+    with SubmissionWriter(str(path)) as one:
+        one.write(*batch)
+        write(path, batch)
+        whole = path.read_bytes()
+        one.write(ids("last"), np.array([[1]]), np.array([[0.25]]))
+    assert path.read_bytes() == whole + b"last,1 0.25\n"
+    assert os.listdir(tmp_path) == ["s.csv"]
+
+
 @pytest.mark.parametrize("name", ["s.csv", "s.csv.gz"])
-def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, name):
+def test_a_full_disk_is_one_line_that_names_the_file(
+    tmp_path, name, known_temporary_names
+):
     os.symlink("/dev/full", tmp_path / f"{name}.tmp")
     classes = np.tile(np.arange(20), (512, 1))
     scores = np.random.default_rng(0).random((512, 20))
@@ -120,7 +133,9 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, name):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_is_noticed_at_the_end_of_a_small_file_too(tmp_path):
+def test_a_full_disk_is_noticed_at_the_end_of_a_small_file_too(
+    tmp_path, known_temporary_names
+):
     os.symlink("/dev/full", tmp_path / "s.csv.tmp")
     with pytest.raises(UserError, match="No space left on device"):
         write(tmp_path / "s.csv", small_batch())

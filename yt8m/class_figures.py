@@ -1,11 +1,13 @@
 """Figures of each class, from CSV files that commands write."""
 
 import csv
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from yt8m import remote
 from yt8m.errors import UserError
 
 
@@ -88,28 +90,41 @@ def _read(
 ) -> dict[int, Any]:
     """What the first of `columns` that there is says of each class."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            header = rows.fieldnames or []
-            column = next((c for c in columns if c in header), None)
-            if "Index" not in header or column is None:
+        rows = csv.DictReader(io.StringIO(_text(path), newline=""))
+        header = rows.fieldnames or []
+        column = next((c for c in columns if c in header), None)
+        if "Index" not in header or column is None:
+            raise UserError(
+                f"{path} has no columns Index and {' or '.join(columns)}: {instead}."
+            )
+        figures = {}
+        for row in rows:
+            try:
+                label, figure = int(row["Index"]), parse(row[column])
+            except (TypeError, ValueError, AttributeError):
+                label = figure = -1
+            if label < 0 or label in figures or figure < 0 or figure > most:
                 raise UserError(
-                    f"{path} has no columns Index and {' or '.join(columns)}: "
-                    f"{instead}."
+                    f"{path}, line {rows.line_num}: needs a class, once, and "
+                    f"{meaning} in the columns Index and {column}."
                 )
-            figures = {}
-            for row in rows:
-                try:
-                    label, figure = int(row["Index"]), parse(row[column])
-                except (TypeError, ValueError, AttributeError):
-                    label = figure = -1
-                if label < 0 or label in figures or figure < 0 or figure > most:
-                    raise UserError(
-                        f"{path}, line {rows.line_num}: needs a class, once, and "
-                        f"{meaning} in the columns Index and {column}."
-                    )
-                figures[label] = figure
+            figures[label] = figure
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         reason = getattr(e, "strerror", None) or e
         raise UserError(f"The {what} {path} cannot be read: {reason}.") from e
     return figures
+
+
+def _text(path: str) -> str:
+    """The text of a file; TensorFlow is imported for one like `gs://...` only."""
+    if "://" not in path:
+        with open(path, "rb") as file:
+            return file.read().decode("utf-8-sig")
+    import tensorflow as tf
+
+    remote.prepare(path, "class figures")
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return file.read().decode("utf-8-sig")
+    except tf.errors.OpError as e:
+        raise OSError(e.message.splitlines()[0]) from e

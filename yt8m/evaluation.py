@@ -142,8 +142,17 @@ def score_function(
     Returns:
         A function of what the model reads, `labels` and, of segments, `label_weights`
         that gives `rated_logits` [B, C] and the losses [B].
+
+    Raises:
+        UserError: the loss cannot be made; a file that it reads is not there, say.
     """
-    loss = losses.create(training.label_loss, **training.label_loss_args)
+    try:
+        loss = losses.create(training.label_loss, **training.label_loss_args)
+    except UserError as e:
+        raise UserError(
+            f"{e} Evaluation reports the run's loss, {training.label_loss}: put the "
+            "file there, or name another in `label_loss_args` of its config.json."
+        ) from e
 
     def score(batch):
         outputs = forward(model, batch)

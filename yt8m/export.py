@@ -185,7 +185,8 @@ def write_directory(
     """
     output_dir = output_dir.rstrip("/")
     _refuse_foreign(output_dir, record_file)
-    temporary = f"{output_dir}.exporting"
+    # A name of its own: another process, or one that was killed, may have left files.
+    temporary = runs.temporary_name(output_dir)
     runs.make_directory(temporary)
     try:
         write(temporary)
@@ -213,9 +214,7 @@ def _refuse_foreign(directory: str, record_file: str) -> None:
 
 def _replace(temporary: str, directory: str) -> None:
     """Moves an earlier export aside first, so that one of the two is always whole."""
-    aside = f"{directory}.replaced"
-    if tf.io.gfile.exists(aside):  # left by a run that was killed here
-        tf.io.gfile.rmtree(aside)
+    aside = f"{temporary}.replaced"
     if tf.io.gfile.exists(directory):
         tf.io.gfile.rename(directory, aside)
     tf.io.gfile.rename(temporary, directory)

@@ -2,9 +2,10 @@
 
 1. The training shards are split into folds. Each first-level model is trained for each
    fold on the other folds, and predicts the fold that it has not seen.
-2. An ensemble combines these out-of-fold predictions. Where it learns (weights, trees),
-   it predicts fold i as it has learned on fold i + 1, the first fold following the
-   last, so that no label of a video enters its own soft labels through the ensemble.
+2. An ensemble combines these out-of-fold predictions. Where it learns (weights, trees,
+   attention), it predicts fold i as it has learned on fold i + 1, the first fold
+   following the last, so that no label of a video enters its own soft labels through
+   the ensemble.
 3. The soft labels teach the second-level nets, again each for each fold on the others.
    Each net is compressed.
 4. The embeddings by all these nets, of all folds, are put side by side. One classifier
@@ -54,7 +55,7 @@ class Pipeline:
     Attributes:
         train_data_pattern, test_data_pattern: shards.
         labels: of the test videos, as `yt8m score` takes them; empty if not known.
-        num_folds, seed: of the split.
+        num_folds, seed, by_id: of the split.
         num_classes: C.
         first_level, second_level: flags of `train`, by the models' names.
         ensemble: flags of `ensemble`.
@@ -69,6 +70,7 @@ class Pipeline:
     labels: str
     num_folds: int
     seed: int
+    by_id: bool
     num_classes: int
     first_level: dict[str, list[str]]
     second_level: dict[str, list[str]]
@@ -91,6 +93,7 @@ def plan(pipeline: Pipeline, directory: str) -> list[Step]:
         f"--input_data_pattern={pipeline.train_data_pattern}",
         f"--num_folds={pipeline.num_folds}",
         f"--seed={pipeline.seed}",
+        *(["--by_id"] if pipeline.by_id else []),
         f"--output_dir={directory}/folds",
     ])  # fmt: skip
     _plan_first_level(planner)

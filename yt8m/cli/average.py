@@ -6,7 +6,8 @@
 The new directory is one that eval.py, inference.py and export_model.py take; it cannot
 be trained on, having no optimiser. Of a run with --ema_decay the moving averages are
 averaged. Batch normalisation has the means of the checkpoints' statistics, or, by
---refresh_steps, those of the averaged model on that many batches of the training data.
+--refresh_steps, those of the averaged model on that many batches of the training data,
+augmented as in training; what was frozen keeps its own.
 """
 
 import logging
@@ -15,6 +16,7 @@ import os
 from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
+from yt8m.cli.train import training_reader
 from yt8m.errors import UserError
 
 log = logging.getLogger("yt8m")
@@ -47,6 +49,7 @@ def define(flags: shared.FlagValues) -> None:
         "The shards for --refresh_steps (default: those of the run).",
         flag_values=flags,
     )
+    shared.video_embeddings(flags)
     shared.bad_records(flags)
 
 
@@ -54,42 +57,47 @@ def run(flags: shared.FlagValues) -> int:
     import tensorflow as tf
 
     from yt8m import runs
+    from yt8m.export import write_directory
     from yt8m.training import checkpoint_averages
 
     shared.require(flags, "output_dir", "No directory to write")
     directory, output = flags.train_dir.rstrip("/"), flags.output_dir.rstrip("/")
     config = runs.read_config(directory)
-    if flags.train_data_pattern and not flags.refresh_steps:
-        raise UserError("--train_data_pattern is given without --refresh_steps.")
+    for name in ("train_data_pattern", "video_embeddings"):
+        if flags[name].value and not flags.refresh_steps:
+            raise UserError(f"--{name} is given without --refresh_steps.")
     if tf.io.gfile.exists(output) and tf.io.gfile.listdir(output):
         raise UserError(f"{output} is not empty; choose another --output_dir.")
     checkpoints = runs.Checkpoints(directory)
     infos = _chosen(flags, checkpoints)
-    reader = _reader(flags, config) if flags.refresh_steps else None
+    reader = None
+    if flags.refresh_steps:
+        runs.load_registries(config.model.module)
+        shared.take_over(flags, config)
+        static = config.training.jit_compile
+        reader = training_reader(flags, config, num_epochs=None, static_frames=static)
     model = runs.build_model(
         config.model, config.data, config.training.precision, restored=True
     )
     checkpoint_averages.average_weights(checkpoints, infos, model)
     if reader:
         count = checkpoint_averages.refresh_statistics(
-            model,
-            reader,
-            flags.refresh_steps,
-            mixup=config.training.mixup,
-            seed=config.training.seed,
+            model, reader, flags.refresh_steps, config.training
         )
         log.info("Batch statistics are those of %d batches.", count)
         shared.report_left_out(reader)
-    runs.make_directory(output)
     last = infos[-1]
-    runs.Checkpoints(output).save(
-        {"model": model}, last.step, last.examples, last.batch_size
-    )
-    classes = os.path.join(directory, runs.SEGMENT_CLASSES_FILE)
-    if tf.io.gfile.exists(classes):
-        tf.io.gfile.copy(classes, os.path.join(output, runs.SEGMENT_CLASSES_FILE))
-    # What makes it a run comes last.
-    runs.write_config(output, config)
+
+    def write(folder: str) -> None:
+        runs.write_config(folder, config)
+        runs.Checkpoints(folder).save(
+            {"model": model}, last.step, last.examples, last.batch_size
+        )
+        classes = os.path.join(directory, runs.SEGMENT_CLASSES_FILE)
+        if tf.io.gfile.exists(classes):
+            tf.io.gfile.copy(classes, os.path.join(folder, runs.SEGMENT_CLASSES_FILE))
+
+    write_directory(output, runs.CONFIG_FILE, write)
     steps = ", ".join(str(info.step) for info in infos)
     print(f"average of the checkpoints of steps {steps} of {directory}: {output}")
     return 0
@@ -116,19 +124,3 @@ def _chosen(flags: shared.FlagValues, checkpoints) -> list:
             f"--checkpoints={flags.checkpoints} must name checkpoints, each once."
         )
     return [found[step] for step in sorted(found)]
-
-
-def _reader(flags: shared.FlagValues, config):
-    """The run's training data, in its order, without end."""
-    if not flags.train_data_pattern:
-        flags.train_data_pattern = config.training.train_data_pattern
-    return shared.reader(
-        flags,
-        "train_data_pattern",
-        config.data,
-        wanted_by=config.model.name,
-        batch_size=config.training.batch_size,
-        seed=config.training.seed,
-        num_epochs=None,
-        shuffle_window=config.training.shuffle_window or None,
-    )

@@ -9,9 +9,9 @@ into one file. Only the weights' storage changes: the arithmetic is as before. B
 norms and other small weights are kept. Training does not go on from it. Several runs
 become one file, compressed in the same way, by export_model.py --compress.
 
-With --eval_data_pattern it says the GAP before and after, of the weights as they are
-read from the files. --max_bytes refuses what is larger: the challenge of 2018 took one
-model of at most 1 GB.
+With --eval_data_pattern it says the GAP, or of segments the mAP, before and after, of
+the weights as they are read from the files. --max_bytes refuses what is larger: the
+challenge of 2018 took one model of at most 1 GB.
 """
 
 import json
@@ -33,6 +33,7 @@ _UNITS = {
     **{"KIB": 2**10, "MIB": 2**20, "GIB": 2**30},
 }
 _OF_EVALUATION = ("batch_size", "on_bad_record", "num_readers", "eval_frames")
+_OF_EVALUATION += ("video_embeddings",)
 
 
 def define(flags: shared.FlagValues) -> None:
@@ -43,15 +44,22 @@ def define(flags: shared.FlagValues) -> None:
         "method", "codebook8", METHODS, "What weights become.", flag_values=flags
     )
     max_bytes(flags)
+    evaluation(flags)
+
+
+def evaluation(flags: shared.FlagValues) -> None:
+    """Flags of the evaluation before and after."""
     absl_flags.DEFINE_string(
         "eval_data_pattern",
         "",
-        "Shards by which to say the GAP before and after: globs.",
+        "Shards by which to say the GAP, or of segments the mAP, before and after: "
+        "globs.",
         flag_values=flags,
     )
     shared.batch_size(flags, 1024, "Videos in a batch; does not change the result.")
     shared.bad_records(flags)
     shared.eval_frames(flags)
+    shared.video_embeddings(flags)
 
 
 def max_bytes(flags: shared.FlagValues) -> None:
@@ -70,22 +78,9 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "output_dir", "No directory to write")
     if flags.max_bytes:
         parse_bytes(flags.max_bytes, "--max_bytes")
-    for name in _OF_EVALUATION:
-        if shared.given(flags, name) and not flags.eval_data_pattern:
-            raise UserError(f"--{name} is of the evaluation: give --eval_data_pattern.")
     source = flags.train_dir.rstrip("/")
     run = runs.load_run(source, flags.checkpoint)
-    reader = None
-    if flags.eval_data_pattern:
-        data, options = shared.evaluated_data(flags, run.config.data)
-        reader = shared.reader(
-            flags,
-            "eval_data_pattern",
-            data,
-            wanted_by=run.config.model.name,
-            batch_size=flags.batch_size,
-            **options,
-        )
+    reader = evaluation_reader(flags, run, run.config.data)
     record: dict[str, Any] = {
         "run": run.checkpoint.path,
         "method": flags.method,
@@ -97,8 +92,8 @@ def run(flags: shared.FlagValues) -> int:
         record["bytes"] = size = bytes_below(directory)
         refuse_larger(size, run.checkpoint.path, flags.method, flags.max_bytes)
         if reader:
-            record["gap_before"] = _gap(run, reader)
-            record["gap"] = _gap(runs.load_run(directory), reader)
+            small = runs.load_run(directory).model
+            record.update(before_and_after(run.model, small, reader))
         text = json.dumps(record, indent=2) + "\n"
         runs.write_file(os.path.join(directory, RECORD_FILE), text)
 
@@ -109,9 +104,59 @@ def run(flags: shared.FlagValues) -> int:
         f"weights before, {after:,} bytes after ({after / before:.3f})"
     )
     if reader:
-        shared.report_left_out(reader)
-        print(f"GAP {record['gap_before']:.5f} before, {record['gap']:.5f} after")
+        report(reader, record)
     return 0
+
+
+def evaluation_reader(flags: shared.FlagValues, run: Any, data: Any) -> Any:
+    """A reader of --eval_data_pattern; None if it is not given.
+
+    Args:
+        flags: with those of `evaluation`.
+        run: whose settings hold where flags are not given.
+        data: the `DataConfig` of what is evaluated.
+
+    Raises:
+        UserError: as `shared.reader`, or flags of an evaluation without one.
+    """
+    if not flags.eval_data_pattern:
+        for name in filter(lambda name: shared.given(flags, name), _OF_EVALUATION):
+            raise UserError(f"--{name} is of the evaluation: give --eval_data_pattern.")
+        return None
+    shared.take_over(flags, run.config)
+    data, options = shared.evaluated_data(flags, data)
+    model = run.config.model
+    return shared.reader(
+        flags,
+        "eval_data_pattern",
+        data,
+        wanted_by=model.name,
+        batch_size=flags.batch_size,
+        video_embeddings=shared.open_video_embeddings(flags, model.name, model.args),
+        **options,
+    )
+
+
+def before_and_after(before: Any, after: Any, reader: Any) -> dict[str, float]:
+    """The GAP, or of segments the mAP, of two models: `gap_before` and `gap`, say."""
+    from yt8m import runs
+
+    metric = runs.validation_metric(reader.config.segments)
+    return {
+        f"{metric}_before": _score(before, reader, metric),
+        metric: _score(after, reader, metric),
+    }
+
+
+def report(reader: Any, found: dict[str, Any]) -> None:
+    """Prints what `before_and_after` found, and how many records were left out."""
+    from yt8m import runs
+
+    shared.report_left_out(reader)
+    metric = runs.validation_metric(reader.config.segments)
+    name = {"gap": "GAP", "map": "mAP"}[metric]
+    before, after = found[f"{metric}_before"], found[metric]
+    print(f"{name} {before:.5f} before, {after:.5f} after")
 
 
 def parse_bytes(text: str, flag: str) -> int:
@@ -170,8 +215,10 @@ def bytes_below(directory: str) -> int:
     )
 
 
-def _gap(run: Any, reader: Any) -> float:
+def _score(model: Any, reader: Any, metric: str) -> float:
     from yt8m import evaluation
+    from yt8m.config import TrainingConfig
 
-    training = run.config.training
-    return evaluation.evaluate(run.model, reader, training, progress=True)["gap"]
+    # The run's own loss, which is not asked for, may read a file that is not here.
+    training = TrainingConfig("")
+    return evaluation.evaluate(model, reader, training, progress=True)[metric]

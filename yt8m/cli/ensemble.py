@@ -138,8 +138,7 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "sources", "Nothing to combine")
     shared.require(flags, "output_file", "No file to write")
     paths = _paths(flags.sources)
-    _refuse_contradictions(flags, paths)
-    weights = shared.parse_weights(flags, len(paths))
+    weights = check(flags, paths)
     if _are_rankings(flags, paths):
         return _average_rankings(flags, paths, weights)
     sources = open_sources(paths, flags.num_classes)
@@ -161,6 +160,32 @@ def run(flags: shared.FlagValues) -> int:
         )
     print(f"{count:,} videos from {len(sources)} sources: {flags.output_file}")
     return 0
+
+
+def learns(flags: shared.FlagValues) -> bool:
+    """Whether labels are learned from."""
+    return bool(flags.learn_weights) or flags.method in _STACKED
+
+
+def check(flags: shared.FlagValues, paths: list[str]) -> list[float] | None:
+    """The weights of `paths`, if they are given; nothing is read.
+
+    Raises:
+        UserError: flags that make no sense together, or arguments of a method that it
+            does not know.
+    """
+    _refuse_contradictions(flags, paths)
+    if flags.method == "lightgbm":
+        from yt8m.ensemble import boosting
+
+        args = shared.parse_arguments(flags.lightgbm_args, "--lightgbm_args")
+        boosting.checked_args(args)
+    elif flags.method == "attention":
+        from yt8m.ensemble import attention
+
+        args = shared.parse_arguments(flags.attention_args, "--attention_args")
+        attention.checked_args(args)
+    return shared.parse_weights(flags, len(paths))
 
 
 def _paths(text: str) -> list[str]:
@@ -227,7 +252,6 @@ def _refuse_contradictions(flags: shared.FlagValues, paths: list[str]) -> None:
             raise UserError(text)
 
     stacked = flags.method in _STACKED
-    learns = bool(flags.learn_weights) or stacked
     refuse(
         stacked and bool(flags.learn_weights or flags.weights),
         f"--method={flags.method} has no such weights: leave out --weights and "
@@ -237,7 +261,7 @@ def _refuse_contradictions(flags: shared.FlagValues, paths: list[str]) -> None:
         bool(flags.weights and flags.learn_weights),
         "--weights and --learn_weights both set the weights; give one.",
     )
-    refuse(learns and not flags.labels, "Nothing to learn from: give --labels.")
+    refuse(learns(flags) and not flags.labels, "Nothing to learn from: give --labels.")
     refuse(
         stacked and not flags.held_out_sources,
         f"--method={flags.method} needs --held_out_sources: on the videos that it "
@@ -245,7 +269,7 @@ def _refuse_contradictions(flags: shared.FlagValues, paths: list[str]) -> None:
     )
     for name in ("labels", "held_out_sources", "learn_videos"):
         refuse(
-            shared.given(flags, name) and not learns,
+            shared.given(flags, name) and not learns(flags),
             f"--{name} is for learning: give --learn_weights, or one of "
             f"--method={', '.join(_STACKED)}.",
         )
@@ -318,13 +342,8 @@ def _weighted(flags: shared.FlagValues, sources: list[Any], weights: Any) -> Any
 
 def _boosted(flags: shared.FlagValues, sources: list[Any]) -> Any:
     """The blocks of boosted trees."""
-    from yt8m.ensemble.boosting import (
-        BoostedTrees,
-        first_level_score,
-        import_lightgbm,
-    )
+    from yt8m.ensemble.boosting import BoostedTrees, first_level_score
 
-    import_lightgbm()  # before anything is read
     args = shared.parse_arguments(flags.lightgbm_args, "--lightgbm_args")
     candidates = _candidates(flags, _held_out(flags, sources), first_level_score)
     return BoostedTrees(candidates, args).blocks(sources)

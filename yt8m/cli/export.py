@@ -17,12 +17,18 @@ larger. The challenge of 2018 took one model of at most 1 GB that predicts by it
 
     python export_model.py --train_dir=/tmp/netvlad,/tmp/dbof --compress=codebook8 \\
         --max_bytes=1GB --output_dir=/tmp/small_export
+
+With --eval_data_pattern it says the GAP, or of segments the mAP, of the weights as they
+were and of the SavedModel; both are in its export.json.
 """
+
+import json
+import os
 
 from absl import flags as absl_flags
 
+from yt8m.cli import compress
 from yt8m.cli import flags as shared
-from yt8m.cli.compress import bytes_below, max_bytes, parse_bytes, refuse_larger
 from yt8m.compression import METHODS
 from yt8m.errors import UserError
 
@@ -53,15 +59,23 @@ def define(flags: shared.FlagValues) -> None:
     absl_flags.DEFINE_enum(
         "compress", None, METHODS, "What weights are stored as.", flag_values=flags
     )
-    max_bytes(flags)
+    compress.max_bytes(flags)
+    compress.evaluation(flags)
 
 
 def run(flags: shared.FlagValues) -> int:
+    import tensorflow as tf
+
     from yt8m import export, runs
+    from yt8m.inference.predict import load_saved_model
 
     shared.require(flags, "output_dir", "No directory to write")
+    if flags.eval_data_pattern and not flags.compress:
+        raise UserError(
+            "--eval_data_pattern says what compression costs: give --compress too."
+        )
     if flags.max_bytes:
-        parse_bytes(flags.max_bytes, "--max_bytes")
+        compress.parse_bytes(flags.max_bytes, "--max_bytes")
     directories = [flags.train_dir]
     if not runs.is_run(flags.train_dir):
         directories = [d for d in map(str.strip, flags.train_dir.split(",")) if d]
@@ -82,25 +96,39 @@ def run(flags: shared.FlagValues) -> int:
     classifier = None
     if flags.classifier:
         classifier = runs.load_run(flags.classifier.rstrip("/"), flags.checkpoint)
-    found = 0
+    model, data, more = loaded[0].model, loaded[0].config.data, {}
+    if len(loaded) > 1 or classifier:
+        from yt8m.ensemble.model import combine
+
+        model, data, members = combine(loaded, weights, flags.method, classifier)
+        more = {"ensemble": members}
+    # Of one that reads embeddings of whole videos, if there is one.
+    reads = max(loaded, key=lambda run: shared.EMBEDDING_SIZE in run.config.model.args)
+    reader = compress.evaluation_reader(flags, reads, data)
+    size, scores = 0, {}
 
     def check(directory: str) -> None:
-        nonlocal found
-        found = bytes_below(directory)
-        refuse_larger(found, flags.output_dir, flags.compress, flags.max_bytes)
+        nonlocal size, scores
+        size = compress.bytes_below(directory)
+        how = flags.compress, flags.max_bytes
+        compress.refuse_larger(size, flags.output_dir, *how)
+        if reader:
+            small = load_saved_model(directory)
+            scores = compress.before_and_after(model, small, reader)
+            path = os.path.join(directory, export.EXPORT_FILE)
+            with tf.io.gfile.GFile(path) as f:
+                record = json.load(f)
+            record["compression"] |= scores
+            runs.write_file(path, json.dumps(record, indent=2) + "\n")
 
-    if len(loaded) < 2 and not classifier:
-        export.export(loaded[0], flags.output_dir, flags.top_k, flags.compress, check)
-    else:
-        from yt8m.ensemble.model import export_ensemble
-
-        export_ensemble(
-            *(loaded, flags.output_dir, weights, flags.method, flags.top_k),
-            classifier=classifier,
-            compression=flags.compress,
-            check=check,
-        )
+    export.write_export(
+        *(loaded[0], model, data, flags.output_dir, flags.top_k, flags.compress),
+        check,
+        **more,
+    )
     sources = [*loaded, classifier] if classifier else loaded
     paths = ", ".join(run.checkpoint.path for run in sources)
-    print(f"{paths} exported to {flags.output_dir}: {found:,} bytes")
+    print(f"{paths} exported to {flags.output_dir}: {size:,} bytes")
+    if reader:
+        compress.report(reader, scores)
     return 0

@@ -436,7 +436,11 @@ def training(flags: FlagValues) -> None:
         "deep_supervision_weight",
         "Factor of the mean loss of a model's auxiliary classifiers.",
     )
-    string("optimizer", TrainingConfig.optimizer, "Adam, AdamW, SGD, RMSProp, Adagrad.")
+    string(
+        "optimizer",
+        TrainingConfig.optimizer,
+        "Adam, AdamW, SGD, Momentum, RMSProp, Adagrad.",
+    )
     string("optimizer_args", "", "Its arguments, as name=value,name=value.")
     number("base_learning_rate", "Learning rate at the start.")
     absl_flags.DEFINE_enum(

@@ -31,6 +31,8 @@ The JSON file holds:
                                 installed, otherwise learned weights)
     compress                    flags of `yt8m compress` (may be left out)
     num_folds, num_classes, seed        5, the dataset's and 0 if left out
+    by_id                       true deals videos to the folds, as `yt8m folds --by_id`
+                                does, and not shards, of which there may be fewer
     train_data_pattern, test_data_pattern, labels, max_bytes
                                 unless they are given as flags; the last two are not
                                 needed
@@ -75,7 +77,8 @@ _NUMBERS = {"num_folds": (5, 2), "num_classes": (schema.NUM_CLASSES, 1), "seed":
 _PATHS = ("train_data_pattern", "test_data_pattern", "labels")
 _TABLES = ("first_level", "second_level")
 _OPTIONAL_TABLES = ("classifier", "training", "ensemble", "compress")
-_KEYS = (*_TABLES, *_OPTIONAL_TABLES, *_NUMBERS, *_PATHS, "max_bytes", "description")
+_KEYS = (*_TABLES, *_OPTIONAL_TABLES, *_NUMBERS, *_PATHS)
+_KEYS += ("by_id", "max_bytes", "description")
 
 # What the pipeline gives to the commands itself.
 _OWN = {
@@ -215,6 +218,9 @@ def read_pipeline(settings: dict[str, Any], path: str) -> Pipeline:
         values[key] = value = settings.get(key, "")
         if not isinstance(value, str):
             raise UserError(f"{path}: {key} must be a pattern of files.")
+    values["by_id"] = settings.get("by_id", False)
+    if type(values["by_id"]) is not bool:
+        raise UserError(f"{path}: by_id must be true or false.")
     tables = {k: _table(settings, k, path) for k in (*_TABLES, *_OPTIONAL_TABLES)}
     runs.load_registries()
     levels: dict[str, str] = {}
@@ -253,10 +259,10 @@ def read_pipeline(settings: dict[str, Any], path: str) -> Pipeline:
         )
         if read.level != "video":
             raise UserError(f"{where}: its model must be a video-level one.")
-    ensemble = tables["ensemble"] or _default_ensemble()
-    values["ensemble"], parsed = _flags("ensemble", ensemble, f"{path}: ensemble")
-    values["ensemble_learns"] = bool(
-        parsed.learn_weights or parsed.method == "lightgbm"
+    values["ensemble"], values["ensemble_learns"] = _ensemble_flags(
+        tables["ensemble"] or _default_ensemble(),
+        f"{path}: ensemble",
+        list(values["first_level"]),
     )
     values["compress"], _ = _flags("compress", tables["compress"], f"{path}: compress")
     return Pipeline(**values)
@@ -274,6 +280,23 @@ def _default_ensemble() -> dict[str, Any]:
         return {"method": "lightgbm"}
     log.info("LightGBM is not installed: the ensemble is a mean of learned weights.")
     return {"learn_weights": "search"}
+
+
+def _ensemble_flags(
+    table: dict[str, Any], where: str, members: list[str]
+) -> tuple[list[str], bool]:
+    """The flags of the ensemble, and whether it learns from labels."""
+    from yt8m.cli import ensemble
+
+    found, flags = _flags("ensemble", table, where)
+    learns = ensemble.learns(flags)
+    if learns:  # as the pipeline gives them
+        flags.labels, flags.held_out_sources = "labels", ",".join(members)
+    try:
+        ensemble.check(flags, members)
+    except UserError as e:
+        raise UserError(f"{where}: {e}") from e
+    return found, learns
 
 
 def _training_flags(

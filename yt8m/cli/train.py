@@ -8,6 +8,8 @@ Running the same command again resumes the run. Ctrl-C and SIGTERM save first.
 
 import dataclasses
 import logging
+import os
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -16,6 +18,10 @@ from yt8m.config import RunConfig
 from yt8m.errors import UserError
 
 log = logging.getLogger("yt8m")
+
+# Arguments of losses that are files, or may be.
+_FILES_OF_LOSSES = ("class_counts", "class_accuracies")
+_FILES_OF_LOSSES += ("false_negative_rate", "false_positive_rate")
 
 
 def define(flags: shared.FlagValues) -> None:
@@ -84,6 +90,7 @@ def run(flags: shared.FlagValues) -> int:
     resuming = chief_says(strategy, resuming) and not flags.dry_run
     replicas = part_of(strategy).total
     config, soft_labels = _with_teacher(
+        flags,
         _resumed_config(flags, directory, replicas)
         if resuming
         else _with_source(_config(flags, None, replicas), directory),
@@ -93,34 +100,19 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "train_data_pattern", "No training data")
     index = RecordIndex(None if flags.dry_run else f"{directory}/records.json")
 
-    def reader(flag, **options):
-        return shared.reader(
-            flags,
-            flag,
-            data,
-            wanted_by=config.model.name,
-            batch_size=training.batch_size,
-            index=index,
-            video_embeddings=shared.open_video_embeddings(
-                flags, config.model.name, config.model.args
-            ),
-            **options,
-        )
-
-    train_reader = reader(
-        "train_data_pattern",
-        seed=training.seed,
+    train_reader = training_reader(
+        flags,
+        config,
         num_epochs=training.num_epochs or None,
-        shuffle_window=training.shuffle_window or None,
         static_frames=static or training.jit_compile,
         soft_labels=soft_labels,
-        augmentation=training.frame_augmentation(),
-        video_labels=bool(training.mined_negatives),
-        only_classes=_only_classes(training.only_classes, data.num_classes),
+        index=index,
     )
     eval_reader = None
     if training.eval_data_pattern:
-        eval_reader = reader("eval_data_pattern", static_frames=static)
+        eval_reader = _reader(
+            flags, "eval_data_pattern", config, static_frames=static, index=index
+        )
     if not resuming:
         floats = train_reader.float_features
         data = dataclasses.replace(data, float_features=floats)
@@ -152,6 +144,46 @@ def run(flags: shared.FlagValues) -> int:
     shared.report_left_out(train_reader, eval_reader)
     log.info("Trained to step %d. Run directory: %s", result.step, directory)
     return 128 + result.stopped_by if result.stopped_by else 0
+
+
+def training_reader(flags: shared.FlagValues, config: RunConfig, **options):
+    """A reader of --train_data_pattern that gives what the run `config` trains on.
+
+    Args:
+        flags: of a command with those of `shared.video_embeddings` and `bad_records`.
+        config: of the run.
+        options: of the reader, more of them.
+
+    Raises:
+        UserError: as `shared.reader` and `shared.open_video_embeddings`, or a class of
+            --only_classes that is not known.
+    """
+    training = config.training
+    return _reader(
+        flags,
+        "train_data_pattern",
+        config,
+        seed=training.seed,
+        shuffle_window=training.shuffle_window or None,
+        augmentation=training.frame_augmentation(),
+        video_labels=bool(training.mined_negatives),
+        only_classes=_only_classes(training.only_classes, config.data.num_classes),
+        **options,
+    )
+
+
+def _reader(flags: shared.FlagValues, flag: str, config: RunConfig, **options):
+    return shared.reader(
+        flags,
+        flag,
+        config.data,
+        wanted_by=config.model.name,
+        batch_size=config.training.batch_size,
+        video_embeddings=shared.open_video_embeddings(
+            flags, config.model.name, config.model.args
+        ),
+        **options,
+    )
 
 
 def _only_classes(path: str, num_classes: int) -> list[int] | None:
@@ -197,7 +229,7 @@ def _with_source(config: RunConfig, directory: str) -> RunConfig:
     return dataclasses.replace(config, training=find_source(config.training))
 
 
-def _with_teacher(config: RunConfig, directory: str):
+def _with_teacher(flags: shared.FlagValues, config: RunConfig, directory: str):
     """The configuration with the teacher's checkpoint; its soft labels, if stored."""
     from yt8m.training.distillation import find_teacher
 
@@ -205,6 +237,12 @@ def _with_teacher(config: RunConfig, directory: str):
         return config, None
     if config.training.teacher.rstrip("/") == directory:
         raise UserError(f"--teacher={directory} is the run itself: give another.")
+    if config.training.distillation_weight == 1 and shared.given(flags, "label_loss"):
+        log.warning(
+            "--label_loss=%s is of evaluation only: at --distillation_weight=1 soft "
+            "labels alone are learned, by cross-entropy.",
+            config.training.label_loss,
+        )
     training, soft_labels = find_teacher(config.training, config.data)
     return dataclasses.replace(config, training=training), soft_labels
 
@@ -243,6 +281,9 @@ def _config(
     same_model = stored is not None and stored.model.name == flags.model
     default = stored.data if same_model else runs.default_data_config(flags.model)
     training = shared.training_config(flags)
+    # Evaluation reads them too, from whatever folder.
+    args = {n: _absolute(n, value) for n, value in training.label_loss_args.items()}
+    training = dataclasses.replace(training, label_loss_args=args)
     for name, spellings in (
         ("optimizer_args", ("optimizer_args",)),
         ("label_loss_args", ("label_loss_args", "class_counts")),
@@ -267,6 +308,13 @@ def _config(
             training, batch_size=_global_batch_size(flags, stored, replicas)
         ),
     )
+
+
+def _absolute(name: str, value: Any) -> Any:
+    """The argument `name` of a loss, an absolute path if it is one of this machine."""
+    if name not in _FILES_OF_LOSSES or not isinstance(value, str) or "://" in value:
+        return value
+    return os.path.abspath(value)
 
 
 def _global_batch_size(

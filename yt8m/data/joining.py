@@ -52,7 +52,7 @@ def join_records(
     A feature that several inputs have gets the number of its input, from 0, after its
     name: `embedding_0`, `embedding_1`. Labels are those of the first input that has
     any for the video. The others' records are found by id, in whatever order they are:
-    memory is 24 bytes for each of them, disk none.
+    memory is 25 bytes for each of them, disk none.
 
     Args:
         inputs: the files of each input, video-level.
@@ -97,7 +97,10 @@ def join_records(
             where = f"{path}, record {number}"
             record = _parse(where, serialized)
             key, video_id = find_id(record)
-            parts = [record, *(other.find(video_id) for other in others)]
+            found = [other.locate(video_id) for other in others]
+            for place, _ in found[:1]:
+                _note_once(seen, place, f"{where}: video {video_id}")
+            parts = [record, *(part for _, part in found)]
             if None in parts:
                 missing += 1
                 if skip_missing:
@@ -124,12 +127,24 @@ def join_records(
     count, others = 0, []
     with progress or Progress(total=total) as progress, contextlib.ExitStack() as stack:
         others += [stack.enter_context(RecordsById(files)) for files in inputs[1:]]
+        # Which records of the second input were found: those of the first, once each.
+        seen = np.zeros(len(others[0]) if others else 0, bool)
         for path, output in zip(inputs[0], outputs, strict=True):
             try:
                 count += write_records(output, joined(path))
             except tf.errors.OpError as e:
                 raise UserError(f"{output} cannot be written: {e.message}") from e
     return Joined(outputs, features, count, missing)
+
+
+def _note_once(seen: np.ndarray, place: int, what: str) -> None:
+    """Notes a place, if it is none below 0. Raises `DataError` if it was noted."""
+    if place >= 0:
+        if seen[place]:
+            raise DataError(
+                f"{what} is in the first input twice; each must be there once."
+            )
+        seen[place] = True
 
 
 def _sizes(files: Sequence[str]) -> dict[str, int]:
@@ -226,16 +241,23 @@ class RecordsById:
                     f"{self.files[self._owners[place + 1]]}; each must be there once."
                 )
 
+    def __len__(self) -> int:
+        return len(self._hashes)
+
     def find(self, video_id: str) -> Any:
         """The features, by name, of the record of an id, or None."""
+        return self.locate(video_id)[1]
+
+    def locate(self, video_id: str) -> tuple[int, Any]:
+        """A number of a record, 0 to N - 1, and its features; -1 and None of none."""
         (wanted,) = hash_ids([video_id.encode()])
         place = int(np.searchsorted(self._hashes, wanted))
         while place < len(self._hashes) and self._hashes[place] == wanted:
             record = self._record(place)
             if find_id(record)[1] == video_id:
-                return record
+                return place, record
             place += 1
-        return None
+        return -1, None
 
     def _file(self, path: str) -> Any:
         if path not in self._open:

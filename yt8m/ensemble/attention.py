@@ -59,7 +59,7 @@ class AttentionStacking:
         num_classes: int,
         args: dict[str, Any] | None = None,
     ):
-        settings = _checked(args or {})
+        settings = checked_args(args or {})
         self._count = 2 * candidates.top_k
         keras.utils.set_random_seed(_SEED)
         sources = candidates.scores.shape[1]
@@ -118,7 +118,8 @@ class AttentionStacking:
         return predicted_blocks(sources, first_level_score, self._count, predict)
 
 
-def _checked(args: dict[str, Any]) -> dict[str, Any]:
+def checked_args(args: dict[str, Any]) -> dict[str, Any]:
+    """All arguments, with those given. Raises `UserError` as `AttentionStacking`."""
     for name, value in args.items():
         if name not in _DEFAULT:
             raise UserError(

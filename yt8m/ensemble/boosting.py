@@ -16,7 +16,7 @@ import numpy as np
 from yt8m.ensemble.candidates import Candidates, predicted_blocks
 from yt8m.ensemble.combination import logits_of
 from yt8m.ensemble.sources import Source
-from yt8m.errors import UserError
+from yt8m.errors import UserError, near_matches
 
 _FLOOR = 1e-6  # of probabilities whose logits are taken
 # LightGBM's own names. Given the data they make equal trees, on any number of threads.
@@ -45,21 +45,15 @@ class BoostedTrees:
 
     Args:
         candidates: collected with `first_level_score`.
-        args: of LightGBM, by its names; the others are those of this file.
+        args: of LightGBM, by any of its names; the others are those of this file.
 
     Raises:
-        UserError: LightGBM is not installed, or refuses an argument.
+        UserError: as `checked_args`, or LightGBM refuses a value.
     """
 
     def __init__(self, candidates: Candidates, args: dict[str, Any] | None = None):
-        lightgbm = import_lightgbm()
-        fixed = sorted(set(args or {}) & set(_FIXED))
-        if fixed:
-            raise UserError(
-                f"--lightgbm_args: {fixed[0]} is always {_FIXED[fixed[0]]}; leave it "
-                "out."
-            )
-        parameters = {**_DEFAULT, **(args or {}), **_FIXED}
+        lightgbm = _import_lightgbm()
+        parameters = checked_args(args or {})
         rounds = parameters.pop("num_iterations")
         self._count = 2 * candidates.top_k
         data = lightgbm.Dataset(
@@ -85,7 +79,45 @@ class BoostedTrees:
         return predicted_blocks(sources, first_level_score, self._count, predict)
 
 
-def import_lightgbm() -> Any:
+def checked_args(args: dict[str, Any]) -> dict[str, Any]:
+    """All of LightGBM's arguments, under its main names, with those given.
+
+    Raises:
+        UserError: LightGBM is not installed; an argument that it does not know, that is
+            fixed, or that is there under two names.
+    """
+    main_names = _main_names(_import_lightgbm())
+    given: dict[str, str] = {}
+    for name in args:
+        main = main_names.get(name, name)
+        if main in _FIXED:
+            raise UserError(
+                f"--lightgbm_args: {name} is always {_FIXED[main]}; leave it out."
+            )
+        if main_names and name not in main_names:
+            near = near_matches(name, set(main_names.values()))
+            raise UserError(f"--lightgbm_args: unknown {name}. {near}")
+        if main in given:
+            raise UserError(
+                f"--lightgbm_args: {given[main]} and {name} are the same; give one."
+            )
+        given[main] = name
+    return {**_DEFAULT, **{main: args[name] for main, name in given.items()}, **_FIXED}
+
+
+def _main_names(lightgbm: Any) -> dict[str, str]:
+    """The main name of each that LightGBM takes; empty if this version has no list.
+
+    It has no public one, and says nothing of names that it does not know.
+    """
+    try:
+        aliases = lightgbm.basic._ConfigAliases._get_all_param_aliases()
+    except AttributeError:
+        return {}
+    return {alias: main for main, names in aliases.items() for alias in [main, *names]}
+
+
+def _import_lightgbm() -> Any:
     """The package. Raises `UserError` if it is not there."""
     try:
         import lightgbm

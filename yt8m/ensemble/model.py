@@ -1,4 +1,4 @@
-"""Several trained models as one, and its export as one SavedModel.
+"""Several trained models as one.
 
 mean        logit of sum_i w_i sigmoid(x_i), by
             logsumexp_i(log w_i + log sigmoid(x_i))
@@ -9,7 +9,7 @@ stacked     a classifier of the models' embeddings, side by side
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -107,36 +107,27 @@ class StackedModel(_Combination):
         return {"logits": forward(self.classifier, read, training)["logits"]}
 
 
-def export_ensemble(
+def combine(
     members: Sequence[Run],
-    output_dir: str,
     weights: np.ndarray | None = None,
     method: str = "mean",
-    top_k: int = 20,
-    *,
     classifier: Run | None = None,
-    compression: str | None = None,
-    check: Callable[[str], None] = lambda directory: None,
-) -> None:
-    """Writes several runs as one SavedModel, as `yt8m.export` writes a run.
-
-    There is no `model.keras`. `export.json` names the members, and has the
-    configuration of the first of them where that of the run is, but for what they read
-    together.
+) -> tuple[_Combination, DataConfig, dict[str, Any]]:
+    """One model of several runs, for `export.write_export`.
 
     Args:
         members: restored runs that read the same frames or videos.
-        output_dir: as for `export.export`.
         weights: [M], which sum to 1; None weighs all alike.
         method: one of `METHODS`.
-        top_k: as for `export.export`.
         classifier: a restored run that was trained on the members' embeddings; its
             scores are given, and not a mean.
-        compression, check: as `method` and `check` of `export.export`.
+
+    Returns:
+        The model, what it reads, and what `export.json` says of the members.
 
     Raises:
-        UserError: the runs read different frames or classes, the classifier does not
-            fit, or the export cannot be written.
+        UserError: the runs read different frames or classes, or the classifier does
+            not fit.
     """
     data = joint_data(members)
     if weights is None:
@@ -160,10 +151,7 @@ def export_ensemble(
                 for run, weight in zip(members, weights, strict=True)
             ],
         }
-    export.write_export(
-        *(members[0], model, data, output_dir, top_k, compression, check),
-        ensemble=record,
-    )
+    return model, data, record
 
 
 def _described(run: Run) -> dict[str, Any]:
@@ -209,7 +197,7 @@ def refuse_other_classifier(
     """Raises `UserError` if the classifier does not read the members' embeddings.
 
     Args:
-        members, classifier: as of `export_ensemble`.
+        members, classifier: as of `combine`.
         data: what the members read together.
     """
     wanted = classifier.config.data

@@ -66,7 +66,7 @@ def write_bundle(run: Run, path: str) -> None:
     Raises:
         UserError: it cannot be written, or the user's file has an odd name.
     """
-    temporary = f"{path}.tmp"
+    temporary = runs.temporary_name(path)
     try:
         with tempfile.TemporaryDirectory() as folder:
             _collect(run, folder)

@@ -57,6 +57,7 @@ class ExportedModel:
         config: what the model reads of each record.
         run_config: the configuration of the run that was exported.
         input_names: the keys of a batch that it takes.
+        num_classes: C.
 
     Raises:
         UserError: the directory holds no export, or one that cannot be loaded.
@@ -76,6 +77,7 @@ class ExportedModel:
             ) from e
         self.run_config = config
         self.config: DataConfig = config.data
+        self.num_classes = config.data.num_classes
         self._signature = self._loaded.signatures["serving_default"]
         self._specs = self._signature.structured_input_signature[1]
         self.input_names = list(self._specs)

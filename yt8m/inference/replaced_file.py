@@ -20,7 +20,7 @@ _GZIP_LEVEL = 3
 class ReplacedFile:
     """A file that appears only when it is complete.
 
-    It is written under a temporary name in the same folder, renamed at the end of the
+    It is written under a name of its own in the same folder, renamed at the end of the
     `with` block, and removed if the block is left by an exception.
 
     Args:
@@ -33,7 +33,7 @@ class ReplacedFile:
     """
 
     def __init__(self, path: str, open_file: Callable[[str], Any] | None = None):
-        self.path, self._temporary = path, f"{path}.tmp"
+        self.path, self._temporary = path, runs.temporary_name(path)
         self._open, self._file = open_file or self._open_bytes, None
 
     def _open_bytes(self, path: str) -> Any:

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from yt8m.config import TrainingConfig
 from yt8m.layers.preprocessing import dequantize
+from yt8m.training.mixup import mix
 
 _NOISE, _DIMENSIONS, _MODALITY, _WHICH = range(4)
 
@@ -21,6 +22,45 @@ def is_augmented(settings: TrainingConfig) -> bool:
     return bool(
         settings.feature_noise or settings.feature_dropout or settings.modality_dropout
     )
+
+
+def as_trained_on(
+    batch: dict[str, tf.Tensor],
+    features: Iterable[str],
+    settings: TrainingConfig,
+    step: Any,
+) -> dict[str, tf.Tensor]:
+    """What a model sees of a replica's batch in training: augmented, then mixed.
+
+    Args:
+        batch: the replica's slice, as the reader gives it.
+        features: names of the features.
+        settings: those of training.
+        step: int64, the steps taken before.
+    """
+    if is_augmented(settings):
+        rows = _global_rows(tf.shape(batch["labels"])[0])
+        batch = augment(batch, features, settings, step, rows)
+    if settings.mixup:
+        # Drawn anew for each step and replica, and alike when a run is resumed.
+        replicas = tf.distribute.get_replica_context()
+        number = tf.cast(replicas.replica_id_in_sync_group, tf.int64)
+        seed = tf.stack([settings.seed + 1_000_003 * number, step])
+        batch = mix(batch, settings.mixup, seed)
+    return batch
+
+
+def _global_rows(size: tf.Tensor) -> tf.Tensor:
+    """The rows of the global batch that this replica has, given their number."""
+    replicas = tf.distribute.get_replica_context()
+    count, number = replicas.num_replicas_in_sync, replicas.replica_id_in_sync_group
+    if count == 1:
+        return tf.range(size)
+    # A sum is what every strategy can do.
+    sizes = tf.one_hot(number, count, dtype=tf.int32) * size
+    sizes = replicas.all_reduce(tf.distribute.ReduceOp.SUM, sizes)
+    before = tf.reduce_sum(tf.where(tf.range(count) < number, sizes, 0))
+    return before + tf.range(size)
 
 
 def augment(

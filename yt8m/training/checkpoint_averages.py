@@ -7,13 +7,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from yt8m.config import TrainingConfig
 from yt8m.data.pipeline import Reader
 from yt8m.errors import UserError
 from yt8m.layers.dropout import drawing_for
 from yt8m.model import YT8MModel, forward
 from yt8m.progress import Progress
 from yt8m.runs import CheckpointInfo, Checkpoints
-from yt8m.training.mixup import mix
+from yt8m.training.augmentation import as_trained_on
+from yt8m.training.fine_tuning import freeze
 
 # Steps after which the warm-up of `yt8m.layers.normalization` is over, and to which
 # float32 adds no more.
@@ -54,40 +56,44 @@ def refresh_statistics(
     model: YT8MModel,
     reader: Reader,
     steps: int,
-    mixup: float = 0.0,
-    seed: int = 0,
+    settings: TrainingConfig,
     progress: Progress | None = None,
 ) -> int:
     """Takes a model's batch statistics anew, as means over batches of training data.
 
     After batch n a statistic is the mean of those of n batches; nothing else of the
-    model changes.
+    model changes, nor do statistics that were frozen in training.
 
     Args:
-        model: a built one, of which no graph of training is made yet.
+        model: a built one, of which no graph of training is made yet; what was frozen
+            is so afterwards.
         reader: the training data, in the order of training.
         steps: batches; fewer if there are no more.
-        mixup, seed: of the training.
+        settings: of the training.
         progress: None shows one on standard error.
 
     Returns:
         The number of batches.
 
     Raises:
-        UserError: the model has no batch statistics; bad data.
+        UserError: the model has no batch statistics, or all are frozen; bad data.
 
     Reference:
         Izmailov et al. 2018, arXiv:1803.05407, section 3.2.
     """
+    if settings.freeze:
+        freeze(model, settings.freeze)
     layers = [
         layer
         for layer in model._flatten_layers()
-        if hasattr(layer, "moving_mean") and hasattr(layer, "momentum")
+        if hasattr(layer, "moving_mean")
+        and hasattr(layer, "momentum")
+        and layer.trainable
     ]
     if not layers:
         raise UserError(
-            f"{type(model).__name__} has no batch normalisation, whose statistics "
-            "could be refreshed: leave out --refresh_steps."
+            f"{type(model).__name__} has no batch normalisation, or none that is not "
+            "frozen, whose statistics could be refreshed: leave out --refresh_steps."
         )
     refreshed = {
         id(getattr(layer, name))
@@ -108,8 +114,7 @@ def refresh_statistics(
             layer.momentum = tf.cast(number, tf.float32) / tf.cast(
                 number + 1, "float32"
             )
-        if mixup:
-            batch = mix(batch, mixup, tf.stack([tf.cast(seed, tf.int64), number]))
+        batch = as_trained_on(batch, model.features, settings, number)
         forward(model, batch, training=True)
 
     done = 0

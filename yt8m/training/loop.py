@@ -33,10 +33,9 @@ from yt8m.metrics.ranking import batch_metrics
 from yt8m.model import YT8MModel, forward
 from yt8m.progress import Progress
 from yt8m.training import distillation, fine_tuning
-from yt8m.training.augmentation import augment, is_augmented
+from yt8m.training.augmentation import as_trained_on
 from yt8m.training.early_stopping import EarlyStopping
 from yt8m.training.mined_negatives import with_mined_negatives
-from yt8m.training.mixup import mix
 from yt8m.training.optimizers import ExamplesSchedule, create_optimizer
 
 log = logging.getLogger("yt8m")
@@ -105,6 +104,12 @@ class Trainer:
             )
         if settings.mixup and config.data.segments:
             raise UserError("--mixup mixes whole videos: leave out --segment_labels.")
+        rows = settings.batch_size // part_of(strategy).total
+        if settings.mixup and rows < 2:
+            raise UserError(
+                "--mixup blends the videos of a replica's batch with one another: give "
+                f"--batch_size=2 at least, not {rows}."
+            )
         self.chief = is_chief(strategy)
         self.checkpoints = runs.Checkpoints(
             directory, settings.keep_checkpoints, writes=self.chief
@@ -638,15 +643,7 @@ class StepFunctions:
         size = tf.cast(tf.shape(batch["labels"])[0], tf.float32)
         size = tf.maximum(replicas.all_reduce(total, size), 1.0)
         seen = self.teacher.teach(batch) if self.teacher else batch
-        if is_augmented(self.settings):
-            rows = _global_rows(tf.shape(batch["labels"])[0])
-            features = self.model.features
-            seen = augment(seen, features, self.settings, self._taken, rows)
-        if self.settings.mixup:
-            # Drawn anew for each step and replica, and alike when a run is resumed.
-            number = tf.cast(replicas.replica_id_in_sync_group, tf.int64)
-            seed = tf.stack([self.settings.seed + 1_000_003 * number, self._taken])
-            seen = mix(seen, self.settings.mixup, seed)
+        seen = as_trained_on(seen, self.model.features, self.settings, self._taken)
         gradients, loss, penalty, logits = self._compute(seen, size)
         gradients, loss = replicas.all_reduce(total, (gradients, loss))
         # Less than half of the time of `tf.norm`, which writes all squares down.
@@ -753,19 +750,6 @@ class StepFunctions:
 def _shortened(gradient: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """The product, for which nothing is written where the factor is 1."""
     return tf.cond(factor < 1, lambda: gradient * factor, lambda: gradient)
-
-
-def _global_rows(size: tf.Tensor) -> tf.Tensor:
-    """The rows of the global batch that this replica has, given their number."""
-    replicas = tf.distribute.get_replica_context()
-    count, number = replicas.num_replicas_in_sync, replicas.replica_id_in_sync_group
-    if count == 1:
-        return tf.range(size)
-    # A sum is what every strategy can do.
-    sizes = tf.one_hot(number, count, dtype=tf.int32) * size
-    sizes = replicas.all_reduce(tf.distribute.ReduceOp.SUM, sizes)
-    before = tf.reduce_sum(tf.where(tf.range(count) < number, sizes, 0))
-    return before + tf.range(size)
 
 
 class _Signals:

@@ -7,7 +7,8 @@
    following the last, so that no label of a video enters its own soft labels through
    the ensemble.
 3. The soft labels teach the second-level nets, again each for each fold on the others.
-   Each net is compressed.
+   Each net is compressed. Through the soft labels, the labels of all training videos
+   have gone into it.
 4. The embeddings by all these nets, of all folds, are put side by side. One classifier
    is trained on them, the nets staying as they are, and compressed.
 5. Nets and classifier, or the mean of the nets if there is no classifier, become one
@@ -232,28 +233,22 @@ def _plan_soft_labels(planner: _Planner) -> None:
 
 
 def _plan_second_level(planner: _Planner) -> list[str]:
-    """The names of the compressed nets."""
+    """The names of the compressed nets.
+
+    They are not scored on the fold that they were not trained on: the soft labels of
+    the others come from models that have learned its labels.
+    """
     nets = []
     for model, flags in planner.pipeline.second_level.items():
-        folder, parts = f"second_level/{model}", []
         taught = [*flags, f"--teacher={planner.path('soft_labels.predictions')}"]
         for i in planner.folds:
             run = planner.train(
-                _fold(folder, i),
+                _fold(f"second_level/{model}", i),
                 taught,
                 f"@{planner.path('folds')}/train-{i}.txt",
                 ["folds", "soft_labels.predictions"],
             )
             nets.append(planner.compress(f"model/{model}-fold-{i}", run))
-            parts.append(
-                planner.infer(
-                    _fold(folder, i, ".predictions"),
-                    nets[-1],
-                    planner.held_out(i),
-                    ("folds",),
-                )
-            )
-        planner.merge(f"{folder}.predictions", parts)
     return nets
 
 

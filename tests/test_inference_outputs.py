@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -490,6 +491,14 @@ def test_an_output_that_is_a_directory_is_refused_before_anything_is_read(
     run, files = video_run
     assert run_command("inference", *flags_of(run, files, tmp_path)) == 1
     assert f"{tmp_path} is a directory" in capsys.readouterr().err
+
+
+def test_a_shard_that_is_read_is_not_replaced(video_run, capsys):
+    run, files = video_run
+    before = pathlib.Path(files[0]).read_bytes()
+    assert run_command("inference", *flags_of(run, files, files[0])) == 1
+    assert "is one of the shards to predict" in capsys.readouterr().err
+    assert pathlib.Path(files[0]).read_bytes() == before
 
 
 def test_records_that_an_export_does_not_take_are_refused_in_one_line(

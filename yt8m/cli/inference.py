@@ -42,6 +42,7 @@ import dataclasses
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -262,8 +263,6 @@ def run(flags: shared.FlagValues) -> int:
 
 
 def _predict(flags: shared.FlagValues) -> int:
-    import tensorflow as tf
-
     from yt8m import distribution, runs
     from yt8m.data import pipeline, video_embeddings
     from yt8m.data.predictions import ENDING
@@ -278,8 +277,7 @@ def _predict(flags: shared.FlagValues) -> int:
     output_file = predict.shard_path(flags.output_file, *shard)
     stored = output_file.endswith(ENDING)
     folder = output_file.endswith(video_embeddings.ENDING)
-    if tf.io.gfile.isdir(output_file) and not (stored or folder):
-        raise UserError(f"{output_file} is a directory; give --output_file a name.")
+    _refuse_output(output_file, files, is_folder=stored or folder)
     runs.make_directory(os.path.dirname(output_file) or ".")
 
     listing_file = _listing(flags, shard)
@@ -371,6 +369,19 @@ def _predict(flags: shared.FlagValues) -> int:
     shared.report_left_out(reader)
     print(f"{said} by {origin}: {output_file}")
     return 0
+
+
+def _refuse_output(path: str, files: Sequence[str], is_folder: bool) -> None:
+    """Raises `UserError` for an output that would replace what is not a prediction."""
+    import tensorflow as tf
+
+    if tf.io.gfile.isdir(path) and not is_folder:
+        raise UserError(f"{path} is a directory; give --output_file a name.")
+    if os.path.realpath(path) in map(os.path.realpath, files):
+        raise UserError(
+            f"--output_file={path} is one of the shards to predict, which it would "
+            "replace; give it another name."
+        )
 
 
 def _refuse_contradictions(flags: shared.FlagValues) -> None:

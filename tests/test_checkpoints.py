@@ -538,3 +538,66 @@ def test_evaluation_takes_the_averages_of_the_weights_where_there_are_some(tmp_p
         checkpoints.restore(averaged, {"model": read})
     with pytest.raises(UserError, match="does not fit"):
         checkpoints.restore(plain, objects)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    checkpoints = runs.Checkpoints(str(tmp_path))
+    first = save(checkpoints, State(), 1)
+    record = os.path.join(save(checkpoints, State(), 2).path, "checkpoint.json")
+    for text in ("{", "[]", '{"step": 2}', '{"step": "a", "examples": 1}'):
+        with open(record, "w") as f:
+            f.write(text)
+        with pytest.raises(UserError, match=f"{record} is damaged.*remove"):
+            checkpoints.latest()
+    os.remove(record)  # as one that is being written
+    assert checkpoints.list() == [first]
+    (tmp_path / "checkpoints" / "step-notes.txt").write_text("a file of the user's")
+    assert checkpoints.list() == [first]
+
+
+def test_a_file_of_weights_that_is_cut_short_is_named(tmp_path):
+    checkpoints = runs.Checkpoints(str(tmp_path))
+    state = State()
+    info = save(checkpoints, state, 1)
+    for name in os.listdir(info.path):
+        if not name.startswith("state"):
+            continue
+        path = os.path.join(info.path, name)
+        with open(path, "rb") as f:
+            whole = f.read()
+        for size in (0, len(whole) // 2, len(whole) - 1):
+            with open(path, "wb") as f:
+                f.write(whole[:size])
+            with pytest.raises(UserError, match=f"^The checkpoint {info.path} "):
+                checkpoints.restore(info, state.objects)
+        with open(path, "wb") as f:
+            f.write(whole)
+    checkpoints.restore(info, state.objects)
+
+
+def test_weights_alone_are_called_so_where_training_would_go_on(tmp_path):
+    checkpoints = runs.Checkpoints(str(tmp_path))
+    state = State()
+    info = checkpoints.save({"model": state.model}, 1, 8, 8)
+    with pytest.raises(UserError, match="holds weights alone.*--init_from"):
+        checkpoints.restore(info, state.objects)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a\\b"])
+def test_a_path_that_tensorflow_takes_for_a_pattern_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="reads no weights from a path with"):
+        runs.Checkpoints(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["run*", "a run?", "{run}", "ru,n~"])
+def test_other_odd_paths_hold_runs(tmp_path, name):
+    checkpoints = runs.Checkpoints(str(tmp_path / name), keep=1)
+    state = State()
+    save(checkpoints, state, 1)
+    state.step()
+    trained = state.values()
+    info = save(checkpoints, state, 2)
+    assert checkpoints.list() == [info]
+    state.step()
+    checkpoints.restore(info, state.objects)
+    assert_equal(trained, state.values())

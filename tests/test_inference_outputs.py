@@ -501,6 +501,39 @@ def test_a_shard_that_is_read_is_not_replaced(video_run, capsys):
     assert pathlib.Path(files[0]).read_bytes() == before
 
 
+@pytest.mark.parametrize("flag", ["output_file", "names", "output_model_tgz"])
+def test_what_is_read_is_not_replaced(video_run, tmp_path, vocabulary, capsys, flag):
+    run, files = video_run
+    config = pathlib.Path(run.directory, "config.json")
+    before = config.read_bytes()
+    flags = dict(f.split("=", 1) for f in flags_of(run, files, tmp_path / "x.csv"))
+    flags |= {"--names": tmp_path / "x.json", "--vocabulary": vocabulary}
+    checkpoint = pathlib.Path(run.checkpoint.path, "state.index")
+    for path, said in (
+        (config, "is a file of the model"),
+        (checkpoint, "is a file of the model"),
+        (files[0], "is one of the shards to predict"),
+        (vocabulary, "is the file of --vocabulary"),
+    ):
+        given = flags | {f"--{flag}": path}
+        assert run_command("inference", *(f"{k}={v}" for k, v in given.items())) == 1
+        output = capsys.readouterr().err
+        assert f"--{flag}={path} {said}" in output
+        assert output.count("\n") == 1
+    assert config.read_bytes() == before and not (tmp_path / "x.csv").exists()
+
+
+def test_an_export_needs_no_run(video_run, tmp_path, capsys):
+    run, files = video_run
+    export(run, str(tmp_path / "export"))
+    flags = flags_of(run, files, tmp_path / "x.csv")
+    flags.append(f"--saved_model={tmp_path / 'export'}")
+    assert run_command("inference", *flags) == 0
+    said = capsys.readouterr().err
+    assert "--train_dir has no effect beside --saved_model." in said
+    assert run_command("inference", *flags[1:]) == 0
+
+
 def test_records_that_an_export_does_not_take_are_refused_in_one_line(
     frame_run, tmp_path, capsys
 ):

@@ -1,6 +1,7 @@
 """From shards to a submission, as a user goes: commands, resumed runs, bad input."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -274,6 +275,35 @@ def test_start_new_model_moves_the_earlier_run_aside(run_directory, shards, tmp_
     flags[1] = "--model_args=clusters=0"
     assert command("train", *flags) == 1
     assert runs.load_run(str(directory)).checkpoint.step == 1
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_binds_nobody(
+    run_directory, shards, tmp_path, capsys
+):
+    directory = tmp_path / "run"
+    unfit = runs.read_config(str(run_directory))
+    model = dataclasses.replace(unfit.model, args={"clusters": 8})
+    os.makedirs(directory)
+    runs.write_config(str(directory), dataclasses.replace(unfit, model=model))
+    assert command("train", *train_flags(shards, directory, "--max_steps=2")) == 0
+    assert (
+        f"{directory} has no checkpoint: its training begins anew"
+        in capsys.readouterr().err
+    )
+    assert runs.read_config(str(directory)).model.args["clusters"] == 4
+
+
+def test_a_run_that_lost_its_checkpoints_begins_anew_and_loses_no_figures(
+    run_directory, shards, tmp_path, capsys
+):
+    directory = tmp_path / "run"
+    shutil.copytree(run_directory, directory)
+    shutil.rmtree(directory / "checkpoints")
+    assert command("train", *train_flags(shards, directory, "--max_steps=2")) == 0
+    assert "has no checkpoint" in capsys.readouterr().err
+    (aside,) = tmp_path.glob("run-until-*")
+    assert (aside / "metrics.csv").exists()
+    assert runs.Checkpoints(str(directory)).latest().step == 2
 
 
 def test_video_level_models_train_on_video_level_shards(shards, tmp_path, capsys):
@@ -584,6 +614,61 @@ def test_a_foreign_directory_is_not_taken_for_a_run(shards, tmp_path, capsys):
 
 
 # --- real files -----------------------------------------------------------------------
+
+
+def test_run_directories_that_cannot_be_are_refused(shards, tmp_path, capsys):
+    said = refuse(capsys, "train", *train_flags(shards, ""))
+    assert said == "train: No run directory: give --train_dir."
+    for name, flag in (
+        ("eval", f"--eval_data_pattern={shards}/validate/*"),
+        ("inference", f"--input_data_pattern={shards}/test/*"),
+        ("export", f"--output_dir={tmp_path / 'x'}"),
+    ):
+        flags = ["--train_dir=", flag]
+        flags += [f"--output_file={tmp_path / 'x.csv'}"] * (name == "inference")
+        assert "give --train_dir" in refuse(capsys, name, *flags)
+    file = tmp_path / "file"
+    file.write_text("")
+    said = refuse(capsys, "train", *train_flags(shards, file))
+    assert said == f"train: {file} is a file; choose another --train_dir."
+    said = refuse(capsys, "train", *train_flags(shards, tmp_path / "run[1]"))
+    assert "TensorFlow reads no weights from a path with `[`" in said
+    assert not (tmp_path / "run[1]").exists()
+
+
+def test_a_run_of_somebody_else_is_scored_too(run_directory, shards, tmp_path, capsys):
+    """Its directory cannot be written to: the figures are printed."""
+    directory = tmp_path / "run"
+    shutil.copytree(run_directory, directory)
+    shutil.rmtree(directory / "eval", ignore_errors=True)
+    (directory / "eval").write_text("no folder can be made here")
+    pattern = f"--eval_data_pattern={shards}/validate/*.tfrecord"
+    flags = (f"--train_dir={directory}", pattern, "--run_once")
+    assert command("eval", *flags) == 0
+    output = capsys.readouterr()
+    assert "GAP" in output.out
+    assert f"{directory}/eval cannot be written to" in output.err
+    assert "the figures are only printed" in output.err
+
+
+def test_flags_without_effect_are_said(tmp_path, capsys):
+    path = tmp_path / "shard.tfrecord"
+    write_records(path, video_records(12))
+    flags = video_flags(path, tmp_path / "run", "--frames=3", "--eval_steps=3")
+    assert command("train", *flags) == 0
+    said = capsys.readouterr().err
+    assert "--frames has no effect: LogisticModel sees no frames." in said
+    assert "--eval_steps=3: nothing is evaluated" in said
+    module = tmp_path / "mine.py"
+    module.write_text("")
+    said = refuse(
+        capsys,
+        "train",
+        f"--model_module={module}",
+        f"--train_dir={tmp_path / 'other'}",
+        f"--train_data_pattern={path}",
+    )
+    assert "is given without --model" in said
 
 
 def test_real_shards_train_score_and_make_a_valid_submission(

@@ -357,8 +357,16 @@ class RunConfig:
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
-    def refuse_changes(self, new: "RunConfig") -> list[str]:
+    def refuse_changes(
+        self,
+        new: "RunConfig",
+        advice: str = "give the old value, another --train_dir, or --start_new_model.",
+    ) -> list[str]:
         """Compares this stored configuration with that of a resumed run.
+
+        Args:
+            new: of the same run, resumed.
+            advice: what to do about a difference that makes it another run.
 
         Returns:
             One line for each allowed change.
@@ -386,7 +394,7 @@ class RunConfig:
                     name = names.get((part, f.name), f.name)
                     raise UserError(
                         f"The run was started with {name}={old}, not {name}={now}: "
-                        "give the old value, another --train_dir, or --start_new_model."
+                        f"{advice}"
                     )
         return changes
 

@@ -180,6 +180,17 @@ def summary_line(metrics: dict[str, Any]) -> str:
     )
 
 
+def report_folder(directory: str, segments: bool) -> str:
+    """The folder of a run in which the reports of `write_report` lie, made if need be.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    folder = os.path.join(directory, "eval-segments" if segments else "eval")
+    runs.make_directory(folder)
+    return folder
+
+
 def write_report(
     directory: str,
     step: int,
@@ -206,8 +217,7 @@ def write_report(
     rated = metrics.pop("rated_classes", None)
     if rated is not None:
         write_rated_classes(directory, rated)
-    folder = os.path.join(directory, "eval" if rated is None else "eval-segments")
-    runs.make_directory(folder)
+    folder = report_folder(directory, segments=rated is not None)
     table = metrics.pop("per_class", None)
     if table:
         path = os.path.join(folder, f"step-{step:08d}-classes.csv")

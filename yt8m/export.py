@@ -184,6 +184,7 @@ def write_directory(
         UserError: `output_dir` holds something else, or cannot be written.
     """
     output_dir = output_dir.rstrip("/")
+    runs.refuse_brackets(output_dir)
     _refuse_foreign(output_dir, record_file)
     # A name of its own: another process, or one that was killed, may have left files.
     temporary = runs.temporary_name(output_dir)

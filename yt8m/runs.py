@@ -23,7 +23,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +39,7 @@ from yt8m.model import FrameLevelModel, YT8MModel
 
 CONFIG_FILE = "config.json"
 RECORD_FILE = "checkpoint.json"
+METRICS_FILE = "metrics.csv"  # a row for each line of the training log
 COMPRESSED_FILE = "weights.npz"
 EXPORT_FILE = "export.json"  # in the directory of an export
 SEGMENT_CLASSES_FILE = "segment_label_ids.csv"  # classes that segments are rated for
@@ -181,6 +182,19 @@ def make_directory(path: str) -> None:
         raise UserError(f"{path} cannot be written to: {reason(e)}") from e
 
 
+def refuse_brackets(path: str) -> None:
+    """Raises `UserError` for a path from which TensorFlow reads no weights.
+
+    It takes the name of a file of weights for a pattern, where it looks for the file's
+    parts: what was saved in a folder `run[1]` would never be found.
+    """
+    if "[" in path or "\\" in path:
+        raise UserError(
+            f"{path}: TensorFlow reads no weights from a path with `[` or a "
+            "backslash; choose another name."
+        )
+
+
 def reason(error: Exception) -> str:
     """The first line of an error's own words, without TensorFlow's node names."""
     message = (getattr(error, "message", None) or str(error)).strip()
@@ -204,8 +218,11 @@ def read_config(directory: str) -> RunConfig:
             f"{directory} is not a run directory (it has no {CONFIG_FILE}); give the "
             "--train_dir of a `train.py` run."
         )
-    with tf.io.gfile.GFile(path) as f:
-        text = f.read()
+    try:
+        with tf.io.gfile.GFile(path) as f:
+            text = f.read()
+    except (UnicodeDecodeError, *_FILE_ERRORS) as e:
+        raise UserError(f"{path} cannot be read: {reason(e)}") from e
     try:
         return RunConfig.from_json(text)
     except UserError as e:
@@ -259,25 +276,49 @@ class Checkpoints:
     def __init__(self, directory: str, keep: int = 3, writes: bool = True):
         if keep < 1:
             raise UserError(f"--keep_checkpoints must be at least 1, not {keep}.")
+        refuse_brackets(directory)
         self.directory = os.path.join(directory, "checkpoints")
         self.keep = keep
         self.writes = writes
         self._writing: concurrent.futures.Future | None = None
 
     def list(self) -> list[CheckpointInfo]:
-        """The complete checkpoints, oldest first; none that is still being written."""
-        found = []
-        pattern = os.path.join(self.directory, "step-*", RECORD_FILE)
-        for record in tf.io.gfile.glob(pattern):
+        """The complete checkpoints, oldest first; none that is still being written.
+
+        Raises:
+            UserError: the record of one cannot be read; names it.
+        """
+        found = (self._read_record(path) for path in self._paths())
+        return sorted(filter(None, found), key=lambda c: c.step)
+
+    def _paths(self) -> Iterator[str]:
+        """The directories of the checkpoints, complete or not."""
+        # Not by a pattern: the path may hold what is special in one.
+        try:
+            names = tf.io.gfile.listdir(self.directory)
+        except tf.errors.NotFoundError:
+            return
+        for name in names:
+            if name.startswith("step-"):
+                yield os.path.join(self.directory, name.rstrip("/"))  # of remote ones
+
+    def _read_record(self, path: str) -> CheckpointInfo | None:
+        """The checkpoint in the directory `path`; None if it is not complete."""
+        record = os.path.join(path, RECORD_FILE)
+        try:
             # Another process, or the thread that writes, may remove it meanwhile.
-            with (
-                contextlib.suppress(tf.errors.NotFoundError),
-                tf.io.gfile.GFile(record) as f,
-            ):
-                found.append(
-                    CheckpointInfo(path=os.path.dirname(record), **json.loads(f.read()))
-                )
-        return sorted(found, key=lambda c: c.step)
+            with tf.io.gfile.GFile(record) as f:
+                info = CheckpointInfo(path=path, **json.loads(f.read()))
+            if not isinstance(info.step, int):
+                raise ValueError(f"its step is {info.step!r}")
+        except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):
+            return None
+        except (TypeError, ValueError, *_FILE_ERRORS) as e:
+            raise UserError(
+                f"{record} is damaged: {reason(e)}; remove {path} to take an earlier "
+                "checkpoint."
+            ) from e
+        return info
 
     def latest(self) -> CheckpointInfo | None:
         found = self.list()
@@ -457,7 +498,7 @@ class Checkpoints:
         best = self.best()
         if best:
             kept.add(best.path)
-        for path in tf.io.gfile.glob(os.path.join(self.directory, "step-*")):
+        for path in self._paths():
             if path not in kept:
                 _remove(path)
 
@@ -486,9 +527,10 @@ class Checkpoints:
                 status.expect_partial()
             else:
                 status.assert_consumed()
-        except (ValueError, AssertionError, OSError, tf.errors.OpError) as e:
+        # A file that is cut short is an IndexError, of all things.
+        except (ValueError, AssertionError, IndexError, *_FILE_ERRORS) as e:
             raise UserError(
-                f"The checkpoint {info.path} does not fit the model: {reason(e)}"
+                f"The checkpoint {info.path} {_misfit(info, objects, e)}"
             ) from e
 
     def _expand(self, info: CheckpointInfo, objects: dict[str, Any]) -> None:
@@ -531,6 +573,23 @@ class Checkpoints:
         if info.ema:
             weights = SimpleNamespace(variables=model.trainable_variables)
             self.restore(info, {"ema": weights}, partial=True)
+
+
+def _misfit(info: CheckpointInfo, objects: dict[str, Any], error: Exception) -> str:
+    """What is wrong with a checkpoint that was not restored."""
+    if isinstance(error, IndexError):
+        return "is damaged, a file is cut short; remove it to take an earlier one."
+    with contextlib.suppress(IndexError, *_FILE_ERRORS):
+        shapes = tf.train.load_checkpoint(
+            os.path.join(info.path, "state")
+        ).get_variable_to_shape_map()
+        held = {name.split("/")[0] for name in shapes}
+        if "optimizer" in objects and "optimizer" not in held:
+            return (
+                "holds weights alone, from which no training goes on (`yt8m average` "
+                "writes such): begin another run with --init_from."
+            )
+    return f"does not fit the model: {reason(error)}"
 
 
 def _by_place(
@@ -611,6 +670,11 @@ def load_run(directory: str, which: str = "latest") -> Run:
     return Run(directory, config, model, info)
 
 
+def has_trained(directory: str) -> bool:
+    """Whether the run in `directory` has taken steps; its checkpoints may be lost."""
+    return tf.io.gfile.exists(os.path.join(directory, METRICS_FILE))
+
+
 def start_anew(directory: str) -> str | None:
     """Moves a run directory aside, so that a new run can take its name.
 
@@ -620,9 +684,9 @@ def start_anew(directory: str) -> str | None:
     Raises:
         UserError: the directory holds something that is not a run of ours.
     """
+    refuse_foreign(directory)
     if not tf.io.gfile.exists(directory) or not tf.io.gfile.listdir(directory):
         return None
-    refuse_foreign(directory)
     aside = f"{directory.rstrip('/')}-until-{time.strftime('%Y%m%d-%H%M%S')}"
     tf.io.gfile.rename(directory.rstrip("/"), aside)
     return aside
@@ -630,11 +694,11 @@ def start_anew(directory: str) -> str | None:
 
 def refuse_foreign(directory: str) -> None:
     """Raises `UserError` if `directory` holds files but no run of ours."""
-    if (
-        tf.io.gfile.exists(directory)
-        and tf.io.gfile.listdir(directory)
-        and not is_run(directory)
-    ):
+    if not tf.io.gfile.exists(directory):
+        return
+    if not tf.io.gfile.isdir(directory):
+        raise UserError(f"{directory} is a file; choose another --train_dir.")
+    if tf.io.gfile.listdir(directory) and not is_run(directory):
         raise UserError(
             f"{directory} is not empty and not a run directory (no {CONFIG_FILE}); "
             "choose another --train_dir."

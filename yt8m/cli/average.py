@@ -61,7 +61,7 @@ def run(flags: shared.FlagValues) -> int:
     from yt8m.training import checkpoint_averages
 
     shared.require(flags, "output_dir", "No directory to write")
-    directory, output = flags.train_dir.rstrip("/"), flags.output_dir.rstrip("/")
+    directory, output = shared.run_directory(flags), flags.output_dir.rstrip("/")
     config = runs.read_config(directory)
     for name in ("train_data_pattern", "video_embeddings"):
         if flags[name].value and not flags.refresh_steps:

@@ -78,7 +78,7 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "output_dir", "No directory to write")
     if flags.max_bytes:
         parse_bytes(flags.max_bytes, "--max_bytes")
-    source = flags.train_dir.rstrip("/")
+    source = shared.run_directory(flags)
     run = runs.load_run(source, flags.checkpoint)
     reader = evaluation_reader(flags, run, run.config.data)
     record: dict[str, Any] = {

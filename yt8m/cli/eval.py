@@ -7,12 +7,15 @@ Flags of the model may be repeated; they are checked against the run, which know
 """
 
 import dataclasses
+import logging
 import time
 
 from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
 from yt8m.errors import UserError
+
+log = logging.getLogger("yt8m")
 
 
 def define(flags: shared.FlagValues) -> None:
@@ -62,7 +65,7 @@ def run(flags: shared.FlagValues) -> int:
     from yt8m.data.vocabulary import load_vocabulary
 
     shared.require(flags, "eval_data_pattern", "No data to score")
-    directory = flags.train_dir.rstrip("/")
+    directory = shared.run_directory(flags)
     config = runs.read_config(directory)
     runs.load_registries(config.model.module)
     shared.check_repeated(flags, config)
@@ -91,6 +94,8 @@ def run(flags: shared.FlagValues) -> int:
         **options,
     )
     vocabulary = load_vocabulary(flags.vocabulary) if flags.vocabulary else None
+    shared.warn_of_segments(flags, config)
+    writable = _is_writable(directory, flags.segment_labels)
     checkpoints, model, scored = runs.Checkpoints(directory), None, None
     while True:
         info = None
@@ -123,8 +128,21 @@ def run(flags: shared.FlagValues) -> int:
             strategy=strategy,
         )
         print(f"step {info.step} | {evaluation.summary_line(metrics)}", flush=True)
-        evaluation.write_report(directory, info.step, metrics, vocabulary)
+        if writable:
+            evaluation.write_report(directory, info.step, metrics, vocabulary)
         shared.report_left_out(reader)
         scored = info.step
         if flags.run_once:
             return 0
+
+
+def _is_writable(directory: str, segments: bool) -> bool:
+    """Whether reports can be written beside the run, which may be somebody else's."""
+    from yt8m import evaluation
+
+    try:
+        evaluation.report_folder(directory, segments)
+    except UserError as e:
+        log.warning("%s; the figures are only printed.", e)
+        return False
+    return True

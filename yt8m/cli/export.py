@@ -76,9 +76,7 @@ def run(flags: shared.FlagValues) -> int:
         )
     if flags.max_bytes:
         compress.parse_bytes(flags.max_bytes, "--max_bytes")
-    directories = [flags.train_dir]
-    if not runs.is_run(flags.train_dir):
-        directories = [d for d in map(str.strip, flags.train_dir.split(",")) if d]
+    directories = _directories(flags)
     if flags.classifier:
         for name in ("weights", "method"):
             if shared.given(flags, name):
@@ -132,3 +130,16 @@ def run(flags: shared.FlagValues) -> int:
     if reader:
         compress.report(reader, scores)
     return 0
+
+
+def _directories(flags: shared.FlagValues) -> list[str]:
+    """The runs of --train_dir: one, or several separated by commas."""
+    from yt8m import runs
+
+    shared.require(flags, "train_dir", "No run directory")
+    if runs.is_run(flags.train_dir):  # whose name may have a comma
+        return [flags.train_dir]
+    found = [d for d in map(str.strip, flags.train_dir.split(",")) if d]
+    if not found:
+        raise UserError(f"--train_dir={flags.train_dir} names no run.")
+    return found

@@ -21,7 +21,7 @@ def run(flags: shared.FlagValues) -> int:
     from yt8m import export, runs
 
     shared.require(flags, "output_dir", "No directory to write")
-    run = runs.load_run(flags.train_dir.rstrip("/"), flags.checkpoint)
+    run = runs.load_run(shared.run_directory(flags), flags.checkpoint)
     export.export_mediapipe(run, flags.output_dir)
     print(f"{run.checkpoint.path} exported for MediaPipe to {flags.output_dir}")
     return 0

@@ -72,11 +72,23 @@ _OF_BRANCHES += ("gating_probabilities", "label_processing", "label_processing_a
 _OF_TEACHER = ("teacher_checkpoint", "distillation_weight", "temperature")
 _OF_TEACHER += ("on_missing_soft_labels",)
 EMBEDDING_SIZE = "video_embedding_size"  # argument of a model that reads them
+_OF_FRAMES = ("frames", "frame_selection", "sample_random_frames", "max_frames")
+_OF_FRAMES += ("skip_first_frames", "scene_threshold")
 _OF_INIT = ("init_checkpoint", "new_classifier")
 
 
 def train_dir(flags: FlagValues, help: str = "The run directory.") -> None:
     absl_flags.DEFINE_string("train_dir", "/tmp/yt8m_model/", help, flag_values=flags)
+
+
+def run_directory(flags: FlagValues) -> str:
+    """The directory of --train_dir, without a slash at its end.
+
+    Raises:
+        UserError: it is empty.
+    """
+    require(flags, "train_dir", "No run directory")
+    return flags.train_dir.rstrip("/") or "/"
 
 
 def checkpoint(flags: FlagValues) -> None:
@@ -797,7 +809,8 @@ def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
         data=data_config(flags, data),
     )
     flags.segment_labels = segments
-    dataclasses.replace(stored, data=data).refuse_changes(again)
+    advice = "leave the flag out, the run knows it."
+    dataclasses.replace(stored, data=data).refuse_changes(again, advice)
     # An export needs no class; that of its model may be in a file which is not here.
     known = dict(stored.model.args)
     if stored.model.name in registry.names():
@@ -806,6 +819,15 @@ def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
         if name not in known or known[name] != value:
             was = f"{name}={known[name]}" if name in known else f"no argument {name}"
             raise UserError(f"The run was started with {was}, not {name}={value}.")
+
+
+def warn_of_segments(flags: FlagValues, config: RunConfig) -> None:
+    """Says where a run of segments is given whole videos."""
+    if config.data.segments and not flags.segment_labels:
+        log.warning(
+            "The run was trained on segments; these are whole videos. Give "
+            "--segment_labels for the segments in them."
+        )
 
 
 def evaluated_data(flags: FlagValues, data: DataConfig) -> tuple[DataConfig, dict]:
@@ -820,6 +842,13 @@ def evaluated_data(flags: FlagValues, data: DataConfig) -> tuple[DataConfig, dic
         frames = dataclasses.replace(data.frames, evaluation=flags.eval_frames)
         return dataclasses.replace(data, frames=frames), {}
     return data, {}
+
+
+def _warn_of_frames(flags: FlagValues) -> None:
+    """Says which flags are of frames, where a model sees none."""
+    for name in _OF_FRAMES:
+        if name in flags and given(flags, name):
+            log.warning("--%s has no effect: %s sees no frames.", name, flags.model)
 
 
 def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
@@ -847,6 +876,8 @@ def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
         if flags.scene_threshold is None
         else flags.scene_threshold,
     }
+    if default.level == "video":
+        _warn_of_frames(flags)
     if flags.frame_features is not None:
         level = "frame" if flags.frame_features else "video"
         if level != default.level:

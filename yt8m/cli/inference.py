@@ -71,6 +71,15 @@ _OF_SEGMENTS = (
 )
 
 
+# What these flags name is read; and what a run or an export is made of.
+_FILES_READ = ("vocabulary", "segment_label_ids_file", "video_predictions")
+_FILES_READ += ("video_embeddings", "class_relevance", "input_model_tgz")
+_FILES_READ += ("model_module",)
+_FILES_OF_MODELS = ("config.json", "checkpoints", "metrics.csv", "records.json")
+_FILES_OF_MODELS += ("events", "eval", "eval-segments", "segment_label_ids.csv")
+_FILES_OF_MODELS += ("export.json", "saved_model.pb", "variables", "model.keras")
+
+
 def define(flags: shared.FlagValues) -> None:
     shared.train_dir(flags)
     shared.checkpoint(flags)
@@ -263,7 +272,7 @@ def run(flags: shared.FlagValues) -> int:
 
 
 def _predict(flags: shared.FlagValues) -> int:
-    from yt8m import distribution, runs
+    from yt8m import distribution
     from yt8m.data import pipeline, video_embeddings
     from yt8m.data.predictions import ENDING
     from yt8m.inference import embeddings, predict
@@ -275,12 +284,12 @@ def _predict(flags: shared.FlagValues) -> int:
     shard = (flags.num_shards, flags.shard_index or 0)
     files = predict.shard_files(files, *shard)
     output_file = predict.shard_path(flags.output_file, *shard)
+    names = predict.shard_path(flags.names, *shard) if flags.names else None
     stored = output_file.endswith(ENDING)
     folder = output_file.endswith(video_embeddings.ENDING)
-    _refuse_output(output_file, files, is_folder=stored or folder)
-    runs.make_directory(os.path.dirname(output_file) or ".")
+    _prepare_outputs(flags, output_file, names, files, stored or folder)
 
-    listing_file = _listing(flags, shard)
+    listing_file = _listing(flags, names)
     together = flags.strategy == "auto" and flags.num_shards == 1
     if together or flags.strategy == "multi_worker":
         distribution.refuse_workers(
@@ -293,6 +302,7 @@ def _predict(flags: shared.FlagValues) -> int:
     with strategy.scope():
         model, config, origin = _load(flags)
     data = config.data
+    shared.warn_of_segments(flags, config)
     # A model that was trained on segments predicts whole videos too.
     data, options = shared.evaluated_data(
         flags, dataclasses.replace(data, segments=False)
@@ -371,15 +381,63 @@ def _predict(flags: shared.FlagValues) -> int:
     return 0
 
 
-def _refuse_output(path: str, files: Sequence[str], is_folder: bool) -> None:
-    """Raises `UserError` for an output that would replace what is not a prediction."""
+def _prepare_outputs(
+    flags: shared.FlagValues,
+    output_file: str,
+    names: str | None,
+    files: Sequence[str],
+    is_folder: bool,
+) -> None:
+    """Looks, before anything is computed, whether the outputs can be written."""
+    from yt8m import runs
+
+    _refuse_output(flags, "output_file", output_file, files, is_folder)
+    _refuse_output(flags, "names", names, files)
+    _refuse_output(flags, "output_model_tgz", flags.output_model_tgz, files)
+    for path in filter(None, (output_file, names, flags.output_model_tgz)):
+        runs.make_directory(os.path.dirname(path) or ".")
+
+
+def _refuse_output(
+    flags: shared.FlagValues,
+    name: str,
+    path: str | None,
+    files: Sequence[str],
+    is_folder: bool = False,
+) -> None:
+    """Raises `UserError` for an output that would replace what is not a prediction.
+
+    Args:
+        flags: of this command.
+        name: of the flag of the output.
+        path: of the output; none if it is empty.
+        files: the shards to predict.
+        is_folder: whether the output is one.
+    """
     import tensorflow as tf
 
+    if not path:
+        return
     if tf.io.gfile.isdir(path) and not is_folder:
-        raise UserError(f"{path} is a directory; give --output_file a name.")
-    if os.path.realpath(path) in map(os.path.realpath, files):
+        raise UserError(f"{path} is a directory; give --{name} a name.")
+    real = os.path.realpath(path)
+    if real in map(os.path.realpath, files):
         raise UserError(
-            f"--output_file={path} is one of the shards to predict, which it would "
+            f"--{name}={path} is one of the shards to predict, which it would "
+            "replace; give it another name."
+        )
+    for read in _FILES_READ:
+        value = flags[read].value
+        if value and os.path.realpath(value) == real:
+            raise UserError(
+                f"--{name}={path} is the file of --{read}, which it would replace; "
+                "give it another name."
+            )
+    model = os.path.realpath(flags.saved_model or flags.train_dir or ".")
+    inside = os.path.relpath(real, model).split(os.sep)[0]
+    if inside in _FILES_OF_MODELS:
+        raise UserError(
+            f"--{name}={path} is a file of the model in {model}, which it would "
             "replace; give it another name."
         )
 
@@ -473,6 +531,9 @@ def _refuse_contradictions(flags: shared.FlagValues) -> None:
         "--output_format=csv: a CSV of segments holds no scores by which those of "
         f"{flags.num_shards} shards could be merged; leave it out.",
     )
+    for name in ("train_dir", "checkpoint"):
+        if flags.saved_model and shared.given(flags, name):
+            log.warning("--%s has no effect beside --saved_model.", name)
     if flags.segment_labels and shared.given(flags, "top_k") and not flags.names:
         log.warning(
             "--top_k=%d has no effect on segments: each class ranks all of them.",
@@ -490,7 +551,7 @@ def _load(flags: shared.FlagValues) -> tuple[Any, RunConfig, str]:
         runs.load_registries()
         shared.check_repeated(flags, exported.run_config)
         return exported, exported.run_config, flags.saved_model
-    directory = flags.train_dir.rstrip("/")
+    directory = shared.run_directory(flags)
     config = runs.read_config(directory)
     runs.load_registries(config.model.module)
     shared.check_repeated(flags, config)
@@ -568,15 +629,15 @@ def _rescoring(flags: shared.FlagValues, classes: Any) -> Any:
     return Rescoring(classes, prior, relevance)
 
 
-def _listing(flags: shared.FlagValues, shard: tuple[int, int]) -> Any:
-    """The open listing of --names, or a context of None."""
-    if not flags.names:
+def _listing(flags: shared.FlagValues, path: str | None) -> Any:
+    """The listing of --names in the file `path`, or a context of None."""
+    if not path:
         return contextlib.nullcontext()
     from yt8m.data.vocabulary import load_vocabulary
-    from yt8m.inference import listing, predict
+    from yt8m.inference import listing
 
     return listing.ListingWriter(
-        predict.shard_path(flags.names, *shard),
+        path,
         load_vocabulary(flags.vocabulary).name,
         segments=flags.segment_labels,
     )
@@ -614,6 +675,13 @@ def _write_segments(
         listed=flags.top_k if shared.given(flags, "top_k") else _LISTED_OF_A_SEGMENT,
         strategy=strategy,
     )
+    if not ranking.num_segments:
+        raise UserError(
+            f"None of the {count} videos has a segment to rank; "
+            f"--segment_drop_first={flags.segment_drop_first} and "
+            f"--segment_drop_last={flags.segment_drop_last} leave out that many of "
+            "each, and one has 5 frames."
+        )
     said = f"{ranking.num_segments} segments of {count} videos predicted"
     if flags.output_format == "tfrecord" or flags.num_shards > 1:
         ranking.write(output_file)

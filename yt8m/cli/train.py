@@ -83,9 +83,9 @@ def run(flags: shared.FlagValues) -> int:
         tf.debugging.set_log_device_placement(True)
     strategy = _strategy(flags)
     static = wants_static_shapes(strategy)
-    directory = flags.train_dir.rstrip("/")
+    directory = shared.run_directory(flags)
     runs.refuse_foreign(directory)
-    resuming = runs.is_run(directory) and not flags.start_new_model
+    resuming = not flags.start_new_model and _is_begun(flags, directory)
     # The chief may write there before another worker has looked.
     resuming = chief_says(strategy, resuming) and not flags.dry_run
     replicas = part_of(strategy).total
@@ -126,7 +126,7 @@ def run(flags: shared.FlagValues) -> int:
         print("\n".join(trainer.rehearse()))
         return 0
     if is_chief(strategy):
-        if flags.start_new_model:
+        if not resuming and (flags.start_new_model or runs.has_trained(directory)):
             moved = runs.start_anew(directory)
             if moved:
                 log.info("The earlier run is now %s.", moved)
@@ -144,6 +144,25 @@ def run(flags: shared.FlagValues) -> int:
     shared.report_left_out(train_reader, eval_reader)
     log.info("Trained to step %d. Run directory: %s", result.step, directory)
     return 128 + result.stopped_by if result.stopped_by else 0
+
+
+def _is_begun(flags: shared.FlagValues, directory: str) -> bool:
+    """Whether `directory` holds a run to go on with.
+
+    A run without checkpoints, which failed before its first or has lost them, holds
+    nothing that is worth being bound to its flags: it begins anew by those given, if
+    they say what to train on.
+    """
+    from yt8m import runs
+
+    if not runs.is_run(directory):
+        return False
+    if runs.Checkpoints(directory).latest() or not flags.train_data_pattern:
+        return True
+    log.warning(
+        "%s has no checkpoint: its training begins anew, by the flags given.", directory
+    )
+    return False
 
 
 def training_reader(flags: shared.FlagValues, config: RunConfig, **options):
@@ -267,6 +286,11 @@ def _config(
 ) -> RunConfig:
     from yt8m import registry, runs
 
+    if flags.model_module and not stored and not shared.given(flags, "model"):
+        raise UserError(
+            f"--model_module={flags.model_module} is given without --model, the name "
+            "of a class in it."
+        )
     registry.get(flags.model)  # an unknown name is the first thing to say
     if flags.segment_context_frames and not flags.segment_labels:
         raise UserError(
@@ -281,6 +305,11 @@ def _config(
     same_model = stored is not None and stored.model.name == flags.model
     default = stored.data if same_model else runs.default_data_config(flags.model)
     training = shared.training_config(flags)
+    if shared.given(flags, "eval_steps") and not training.eval_data_pattern:
+        log.warning(
+            "--eval_steps=%s: nothing is evaluated without --eval_data_pattern.",
+            flags.eval_steps,
+        )
     # Evaluation reads them too, from whatever folder.
     args = {n: _absolute(n, value) for n, value in training.label_loss_args.items()}
     training = dataclasses.replace(training, label_loss_args=args)

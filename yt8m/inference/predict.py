@@ -64,6 +64,7 @@ class ExportedModel:
     """
 
     def __init__(self, path: str):
+        runs.refuse_brackets(path)
         self.path = path
         record = os.path.join(path, runs.EXPORT_FILE)
         try:

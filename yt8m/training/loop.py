@@ -45,8 +45,6 @@ log = logging.getLogger("yt8m")
 _SECONDS_PER_CALL = 1.0
 _STEPS_PER_CALL_OF_WORKERS = 10
 
-METRICS_FILE = "metrics.csv"  # of a run directory
-
 
 @dataclass(frozen=True)
 class Result:
@@ -308,7 +306,7 @@ class Trainer:
     def _patience(self) -> EarlyStopping:
         """What counts the validations, those before a resume among them."""
         segments = bool(self.eval_reader and self.eval_reader.config.segments)
-        rows = read_rows(os.path.join(self.directory, METRICS_FILE), self.step)
+        rows = read_rows(os.path.join(self.directory, runs.METRICS_FILE), self.step)
         return EarlyStopping(self.settings.early_stopping, segments, rows)
 
     @property
@@ -804,7 +802,7 @@ class Journal:
         self.progress = Progress(
             total=trainer.last_step, unit="steps", initial=trainer.step
         )
-        self.path = os.path.join(trainer.directory, METRICS_FILE)
+        self.path = os.path.join(trainer.directory, runs.METRICS_FILE)
         self.events = {}
         if trainer.chief:
             self.events = {

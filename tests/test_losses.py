@@ -781,7 +781,7 @@ def test_an_unknown_loss_lists_near_matches():
         ("HingeRankingLoss", {"margin": 0}, "`margin` must be positive"),
         ("HingeRankingLoss", {"positives": 0}, "must be positive. Received: negatives"),
         ("PseudoHuberLoss", {"delta": 0}, "delta=0: `delta` must be positive"),
-        ("PseudoHuberLoss", {"delta": "a"}, "cannot be computed with delta='a'"),
+        ("PseudoHuberLoss", {"delta": "a"}, "delta=a must be a number"),
         ("CenterLoss", {"center_weight": -1}, "`center_weight` must not be negative"),
         ("SoftRankingLoss", {"negatives": 0}, "must be positive. Received: negatives"),
         (

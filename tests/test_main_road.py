@@ -660,7 +660,10 @@ def test_flags_without_effect_are_said(tmp_path, capsys):
     assert "--frames has no effect: LogisticModel sees no frames." in said
     assert "--eval_steps=3: nothing is evaluated" in said
     module = tmp_path / "mine.py"
-    module.write_text("")
+    module.write_text(
+        "from yt8m.model import EmbeddingModel\nfrom yt8m.registry import register\n"
+        "@register(level='video', paper='')\nclass Mine(EmbeddingModel):\n    pass\n"
+    )
     said = refuse(
         capsys,
         "train",

@@ -205,7 +205,7 @@ class {name}(VideoLevelModel):
         self.head = LogisticHead(self.num_classes)
 
     def classify(self, video, training=False):
-        return {{"logits": self.head(video * self.scale)}}
+        return self.head(video * self.scale)
 """
 
 
@@ -220,7 +220,7 @@ def test_a_users_file_of_models_is_loaded_once_and_remembered(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("missing.py", None, "no such file"),
+        ("missing.py", None, "There is no file"),
         ("clash.py", USER_MODEL.format(name="MoeModel"), "registered already"),
         ("json.py", "", "must be a Python file"),
         ("models.txt", "", "must be a Python file"),

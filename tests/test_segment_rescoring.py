@@ -155,7 +155,7 @@ def test_a_function_of_ones_own_sees_segments_and_videos(tmp_path, predictions):
         ("r.csv", "Class,Other,Weight\n1,3,1\n1,3,2\n", "line 3: .* is there twice"),
         ("r.py", "x = 1\n", r"must define a function class_relevance\(candidates\)"),
         ("r.py", "import nothing_of_this_name\n", "No module named"),
-        ("r.py", "def f(:\n", "--class_relevance=.*r.py: invalid syntax"),
+        ("r.py", "def f(:\n", "r.py, line 1: SyntaxError: invalid"),
     ],
 )
 def test_a_file_that_describes_no_step_is_refused(tmp_path, name, text, message):

@@ -26,3 +26,15 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(by_lower[c] for c in close)}? " if close else ""
     return f"{hint}Known: {', '.join(known) or 'none'}."
+
+
+def as_raised(error: Exception) -> Exception:
+    """The error as it was, where graphs or Keras's layers have added their traceback.
+
+    They raise one of the same type whose text has the first one's last line.
+    """
+    first = error.__context__
+    if error.__cause__ is not None or not isinstance(first, type(error)):
+        return error
+    last_line = str(first).strip().split("\n")[-1].strip()
+    return as_raised(first) if last_line in str(error) else error

@@ -14,6 +14,8 @@ from typing import Any
 
 import keras
 
+from yt8m import user_code
+from yt8m.argument_types import refuse_wrong_types
 from yt8m.errors import UserError, near_matches
 
 LEVELS = ("frame", "video")
@@ -105,11 +107,13 @@ def create(name: str, **args: Any):
     for key in args:
         if key not in known:
             raise UserError(f"{name} has no argument {key}. {near_matches(key, known)}")
+    refuse_wrong_types(name, cls, args)
     try:
         return cls(**args)
     except (ValueError, TypeError) as e:
         given = ", ".join(f"{key}={value!r}" for key, value in args.items())
-        raise UserError(f"{name} cannot be built with {given}: {e}") from e
+        said = user_code.explain(e) or e
+        raise UserError(f"{name} cannot be built with {given}: {said}") from e
 
 
 def create_part(what: str, classes: dict[str, type], name: str, args: dict[str, Any]):
@@ -132,4 +136,5 @@ def create_part(what: str, classes: dict[str, type], name: str, args: dict[str, 
             raise UserError(
                 f"The {what} {name} has no argument {key}. {near_matches(key, known)}"
             )
+    refuse_wrong_types(f"The {what} {name}", classes[name], args)
     return classes[name](**args)

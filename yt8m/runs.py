@@ -12,10 +12,10 @@ A checkpoint without `checkpoint.json` is one whose writing was cut short; it is
 never read and the next save removes it. All paths may be remote (`gs://`).
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from yt8m import compression, registry, schema
+from yt8m import compression, model_check, registry, schema, user_code
 from yt8m.config import DataConfig, ModelConfig, RunConfig
 from yt8m.errors import UserError
 from yt8m.layers.constants import weights_follow
@@ -51,8 +51,8 @@ def load_registries(module_file: str | None = None) -> None:
     """Imports the models of the project and, if named, those of a user's file.
 
     Raises:
-        UserError: the file is missing, fails to import, or a second, differing copy
-            of a registry is on the path.
+        UserError: the file is missing, fails to import, or has no model or one that
+            cannot be; or a second, differing copy of a registry is on the path.
     """
     for name in _REGISTRIES:
         module = importlib.import_module(name)
@@ -65,22 +65,26 @@ def load_registries(module_file: str | None = None) -> None:
     if loaded is not None and getattr(loaded, "__file__", None) == path:
         return
     if not os.path.isfile(path):
-        raise UserError(f"--model_module={module_file}: there is no such file.")
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or loaded is not None:
+        raise UserError(
+            f"There is no file {module_file} of models: give its place by "
+            "--model_module."
+        )
+    if loaded is not None or not path.endswith(".py"):
         raise UserError(
             f"--model_module={module_file} must be a Python file (.py) whose name is "
             "not that of a module in use."
         )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as e:
+    before = set(registry.names())
+    user_code.load(path, name)
+    added = [registry.get(n).cls for n in registry.names() if n not in before]
+    if not added:
         del sys.modules[name]
-        if isinstance(e, ValueError | UserError):  # a name registered twice, say
-            raise UserError(f"--model_module={module_file}: {e}") from e
-        raise
+        raise UserError(
+            f"--model_module={module_file} has no model: decorate its class with "
+            "@yt8m.registry.register(level=..., paper=...)."
+        )
+    for cls in added:
+        model_check.check_class(cls)
 
 
 def _refuse_second_copy(name: str, loaded: str) -> None:
@@ -128,6 +132,8 @@ def build_model(
             f"{', '.join(data.features)} are read at the {data.level} level."
         )
     with weights_follow() if restored else contextlib.nullcontext():
+        if user_code.holds(type(model)):
+            return model_check.build(model)
         return model.ensure_built()
 
 
@@ -210,8 +216,16 @@ def is_run(directory: str) -> bool:
     return tf.io.gfile.exists(os.path.join(directory, CONFIG_FILE))
 
 
-def read_config(directory: str) -> RunConfig:
-    """Reads the run's configuration. Raises `UserError` if it is no run directory."""
+def read_config(directory: str, module: str | None = None) -> RunConfig:
+    """Reads the run's configuration.
+
+    Args:
+        directory: the run directory.
+        module: the file of the run's model, where it is no longer at its place.
+
+    Raises:
+        UserError: it is no run directory, or its configuration cannot be read.
+    """
     path = os.path.join(directory, CONFIG_FILE)
     if not tf.io.gfile.exists(path):
         raise UserError(
@@ -224,9 +238,13 @@ def read_config(directory: str) -> RunConfig:
     except (UnicodeDecodeError, *_FILE_ERRORS) as e:
         raise UserError(f"{path} cannot be read: {reason(e)}") from e
     try:
-        return RunConfig.from_json(text)
+        config = RunConfig.from_json(text)
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
+    if not module or not config.model.module:
+        return config
+    model = replace(config.model, module=os.path.abspath(module))
+    return replace(config, model=model)
 
 
 def write_config(directory: str, config: RunConfig) -> None:
@@ -521,17 +539,57 @@ class Checkpoints:
             return
         checkpoint = tf.train.Checkpoint(**_by_place(objects, _tf_variable))
         try:
+            self._refuse_other_weights(info, objects)
             status = checkpoint.read(os.path.join(info.path, "state"))
             status.assert_existing_objects_matched()
             if partial:
                 status.expect_partial()
             else:
                 status.assert_consumed()
-        # A file that is cut short is an IndexError, of all things.
-        except (ValueError, AssertionError, IndexError, *_FILE_ERRORS) as e:
+        except IndexError as e:  # where a file is cut short
             raise UserError(
-                f"The checkpoint {info.path} {_misfit(info, objects, e)}"
+                f"The checkpoint {info.path} is damaged, a file is cut short; remove "
+                "it to take an earlier one."
             ) from e
+        except (ValueError, AssertionError, *_FILE_ERRORS) as e:
+            raise UserError(
+                f"The checkpoint {info.path} does not fit the model: {reason(e)}"
+            ) from e
+
+    def _refuse_other_weights(
+        self, info: CheckpointInfo, objects: dict[str, Any]
+    ) -> None:
+        """Raises `UserError` for a weight that the checkpoint has in another shape,
+        or one that is only there or only here."""
+        # `tf.train.load_checkpoint` takes some remote files for folders.
+        reader = tf.compat.v1.train.NewCheckpointReader(
+            os.path.join(info.path, "state")
+        )
+        shapes = reader.get_variable_to_shape_map()
+        held = collections.Counter(name.split("/")[0] for name in shapes)
+        if "optimizer" in objects and "optimizer" not in held:
+            raise UserError(
+                f"The checkpoint {info.path} holds weights alone, from which no "
+                "training goes on (`yt8m average` writes such): begin another run with "
+                "--init_from."
+            )
+        for name, owner in objects.items():
+            where = f"The checkpoint {info.path} does not fit the model: its {name}"
+            count = len(owner.variables)
+            for i, variable in enumerate(owner.variables):
+                key = f"{name}/{i:05d}/.ATTRIBUTES/VARIABLE_VALUE"
+                here = list(variable.shape)
+                path = getattr(variable, "path", variable.name)
+                if key not in shapes:
+                    raise UserError(
+                        f"{where} has {held[name]} variables, not {count}; {path} "
+                        f"{here} is not among them."
+                    )
+                if shapes[key] != here:
+                    raise UserError(f"{where} has {path} {shapes[key]}, not {here}.")
+            # With the averages of weights there is their number of updates.
+            if held[name] > count and name != "ema":
+                raise UserError(f"{where} has {held[name]} variables, not {count}.")
 
     def _expand(self, info: CheckpointInfo, objects: dict[str, Any]) -> None:
         """As `restore`, of a compressed checkpoint."""
@@ -573,23 +631,6 @@ class Checkpoints:
         if info.ema:
             weights = SimpleNamespace(variables=model.trainable_variables)
             self.restore(info, {"ema": weights}, partial=True)
-
-
-def _misfit(info: CheckpointInfo, objects: dict[str, Any], error: Exception) -> str:
-    """What is wrong with a checkpoint that was not restored."""
-    if isinstance(error, IndexError):
-        return "is damaged, a file is cut short; remove it to take an earlier one."
-    with contextlib.suppress(IndexError, *_FILE_ERRORS):
-        shapes = tf.train.load_checkpoint(
-            os.path.join(info.path, "state")
-        ).get_variable_to_shape_map()
-        held = {name.split("/")[0] for name in shapes}
-        if "optimizer" in objects and "optimizer" not in held:
-            return (
-                "holds weights alone, from which no training goes on (`yt8m average` "
-                "writes such): begin another run with --init_from."
-            )
-    return f"does not fit the model: {reason(error)}"
 
 
 def _by_place(
@@ -650,17 +691,18 @@ class Run:
     checkpoint: CheckpointInfo
 
 
-def load_run(directory: str, which: str = "latest") -> Run:
+def load_run(directory: str, which: str = "latest", module: str | None = None) -> Run:
     """Builds the model of a run and restores its weights, or the averages of them.
 
     Args:
         directory: the run directory (`--train_dir`).
         which: `latest`, `best` (`Checkpoints.best`), or a step number.
+        module: as `read_config`.
 
     Raises:
         UserError: no run, no such checkpoint, or one that does not fit.
     """
-    config = read_config(directory)
+    config = read_config(directory, module)
     checkpoints = Checkpoints(directory)
     info = checkpoints.find(which)
     model = build_model(

@@ -23,6 +23,7 @@ log = logging.getLogger("yt8m")
 
 
 def define(flags: shared.FlagValues) -> None:
+    shared.model_module(flags)
     shared.train_dir(flags)
     shared.output_dir(flags, "The new run directory.")
     absl_flags.DEFINE_string(
@@ -62,7 +63,7 @@ def run(flags: shared.FlagValues) -> int:
 
     shared.require(flags, "output_dir", "No directory to write")
     directory, output = shared.run_directory(flags), flags.output_dir.rstrip("/")
-    config = runs.read_config(directory)
+    config = runs.read_config(directory, flags.model_module)
     for name in ("train_data_pattern", "video_embeddings"):
         if flags[name].value and not flags.refresh_steps:
             raise UserError(f"--{name} is given without --refresh_steps.")

@@ -38,6 +38,7 @@ _OF_EVALUATION += ("video_embeddings",)
 
 def define(flags: shared.FlagValues) -> None:
     shared.train_dir(flags)
+    shared.model_module(flags)
     shared.checkpoint(flags)
     shared.output_dir(flags, "The run directory to write.")
     absl_flags.DEFINE_enum(
@@ -79,7 +80,7 @@ def run(flags: shared.FlagValues) -> int:
     if flags.max_bytes:
         parse_bytes(flags.max_bytes, "--max_bytes")
     source = shared.run_directory(flags)
-    run = runs.load_run(source, flags.checkpoint)
+    run = runs.load_run(source, flags.checkpoint, flags.model_module)
     reader = evaluation_reader(flags, run, run.config.data)
     record: dict[str, Any] = {
         "run": run.checkpoint.path,

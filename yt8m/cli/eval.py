@@ -66,7 +66,7 @@ def run(flags: shared.FlagValues) -> int:
 
     shared.require(flags, "eval_data_pattern", "No data to score")
     directory = shared.run_directory(flags)
-    config = runs.read_config(directory)
+    config = runs.read_config(directory, flags.model_module)
     runs.load_registries(config.model.module)
     shared.check_repeated(flags, config)
     if flags.strategy in ("auto", "multi_worker"):

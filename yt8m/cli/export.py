@@ -37,6 +37,7 @@ def define(flags: shared.FlagValues) -> None:
     shared.train_dir(
         flags, "The run directory; several, separated by commas, are an ensemble."
     )
+    shared.model_module(flags)
     shared.checkpoint(flags)
     shared.top_k(flags, "Predictions returned for each serialized record.")
     shared.output_dir(flags, "Where to write the export.")
@@ -90,10 +91,15 @@ def run(flags: shared.FlagValues) -> int:
                     f"--{name} is for several runs: give --train_dir=RUN1,RUN2."
                 )
     weights = shared.parse_weights(flags, len(directories))
-    loaded = [runs.load_run(d.rstrip("/"), flags.checkpoint) for d in directories]
+    loaded = [
+        runs.load_run(d.rstrip("/"), flags.checkpoint, flags.model_module)
+        for d in directories
+    ]
     classifier = None
     if flags.classifier:
-        classifier = runs.load_run(flags.classifier.rstrip("/"), flags.checkpoint)
+        classifier = runs.load_run(
+            flags.classifier.rstrip("/"), flags.checkpoint, flags.model_module
+        )
     model, data, more = loaded[0].model, loaded[0].config.data, {}
     if len(loaded) > 1 or classifier:
         from yt8m.ensemble.model import combine

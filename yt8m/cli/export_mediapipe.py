@@ -13,6 +13,7 @@ from yt8m.cli import flags as shared
 
 def define(flags: shared.FlagValues) -> None:
     shared.train_dir(flags)
+    shared.model_module(flags)
     shared.checkpoint(flags)
     shared.output_dir(flags, "Where to write the SavedModel.")
 
@@ -21,7 +22,9 @@ def run(flags: shared.FlagValues) -> int:
     from yt8m import export, runs
 
     shared.require(flags, "output_dir", "No directory to write")
-    run = runs.load_run(shared.run_directory(flags), flags.checkpoint)
+    run = runs.load_run(
+        shared.run_directory(flags), flags.checkpoint, flags.model_module
+    )
     export.export_mediapipe(run, flags.output_dir)
     print(f"{run.checkpoint.path} exported for MediaPipe to {flags.output_dir}")
     return 0

@@ -81,6 +81,16 @@ def train_dir(flags: FlagValues, help: str = "The run directory.") -> None:
     absl_flags.DEFINE_string("train_dir", "/tmp/yt8m_model/", help, flag_values=flags)
 
 
+def model_module(flags: FlagValues) -> None:
+    absl_flags.DEFINE_string(
+        "model_module",
+        None,
+        "A Python file with models of your own, registered by "
+        "@yt8m.registry.register; a run knows its file, unless that was moved.",
+        flag_values=flags,
+    )
+
+
 def run_directory(flags: FlagValues) -> str:
     """The directory of --train_dir, without a slash at its end.
 
@@ -311,12 +321,7 @@ def model(
         "Arguments of the model, as name=value,name=value.",
         flag_values=flags,
     )
-    string(
-        "model_module",
-        None,
-        "A Python file with models of your own, registered by @yt8m.registry.register.",
-        flag_values=flags,
-    )
+    model_module(flags)
     features(flags, None, None)
     absl_flags.DEFINE_bool(
         "frame_features",

@@ -552,10 +552,10 @@ def _load(flags: shared.FlagValues) -> tuple[Any, RunConfig, str]:
         shared.check_repeated(flags, exported.run_config)
         return exported, exported.run_config, flags.saved_model
     directory = shared.run_directory(flags)
-    config = runs.read_config(directory)
+    config = runs.read_config(directory, flags.model_module)
     runs.load_registries(config.model.module)
     shared.check_repeated(flags, config)
-    run = runs.load_run(directory, flags.checkpoint)
+    run = runs.load_run(directory, flags.checkpoint, flags.model_module)
     if flags.output_model_tgz:
         bundle.write_bundle(run, flags.output_model_tgz)
     return run.model, run.config, run.checkpoint.path

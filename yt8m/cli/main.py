@@ -20,9 +20,9 @@ from typing import NoReturn
 
 from absl import flags as absl_flags
 
-from yt8m import __version__
+from yt8m import __version__, user_code
 from yt8m.cli import recipes
-from yt8m.errors import UserError, near_matches
+from yt8m.errors import UserError, as_raised, near_matches
 
 _INTERNAL = ("flags", "main")
 
@@ -72,12 +72,18 @@ def run(command: str, arguments: list[str]) -> int:
             traceback.print_exc()
         print(f"{command}: {_one_line(e)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"{command}: interrupted", file=sys.stderr)
-        return Interrupted(128 + signal.SIGINT)
     except BrokenPipeError:  # `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as e:
+        said = user_code.explain(e)
+        if said is None or os.environ.get("YT8M_TRACEBACK"):
+            raise
+        print(f"{command}: {said}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+        return Interrupted(128 + signal.SIGINT)
 
 
 def leave(status: int) -> NoReturn:
@@ -150,19 +156,7 @@ def _prepare_paths(flags: absl_flags.FlagValues, local: tuple[str, ...]) -> None
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(_as_raised(error)).split())
-
-
-def _as_raised(error: Exception) -> Exception:
-    """The error as it was, where graphs or Keras's layers have added their traceback.
-
-    They raise one of the same type whose text has the first one's last line.
-    """
-    first = error.__context__
-    if error.__cause__ is not None or not isinstance(first, type(error)):
-        return error
-    last_line = str(first).strip().split("\n")[-1].strip()
-    return _as_raised(first) if last_line in str(error) else error
+    return " ".join(str(as_raised(error)).split())
 
 
 def _help(command: str, module, flags: absl_flags.FlagValues) -> str:

@@ -272,7 +272,7 @@ def _resumed_config(
     """The stored configuration with what the flags may change of it."""
     from yt8m import runs
 
-    stored = runs.read_config(directory)
+    stored = runs.read_config(directory, flags.model_module)
     runs.load_registries(stored.model.module)
     shared.take_over(flags, stored)
     config = _config(flags, stored, replicas)

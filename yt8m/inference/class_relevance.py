@@ -22,7 +22,6 @@ arXiv:1911.08548.
 """
 
 import csv
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from yt8m import runs
+from yt8m import runs, user_code
 from yt8m.errors import DataError, UserError
 from yt8m.inference.windows import sigmoid
 
@@ -152,13 +151,7 @@ def _parse(path: str, number: int, row: list[str]) -> tuple[tuple[int, int], flo
 def _load_function(path: str) -> Callable[[Candidates], Any]:
     if not os.path.isfile(path):
         raise UserError(f"--class_relevance={path}: there is no such file.")
-    spec = importlib.util.spec_from_file_location(_MODULE, path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, ValueError, OSError) as e:
-        raise UserError(f"--class_relevance={path}: {runs.reason(e)}") from e
-    function = getattr(module, FUNCTION, None)
+    function = getattr(user_code.load(path, _MODULE), FUNCTION, None)
     if not callable(function):
         raise UserError(
             f"--class_relevance={path} must define a function {FUNCTION}(candidates)."

@@ -38,6 +38,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from yt8m.argument_types import refuse_wrong_types
 from yt8m.errors import UserError, near_matches
 from yt8m.losses.center import CenterLoss
 from yt8m.losses.cross_entropy import (
@@ -105,6 +106,7 @@ def create(loss: str, /, **args: Any) -> Loss:
             raise UserError(f"{loss} needs {name}: give --label_loss_args={name}=...")
     if not inspect.isclass(found):
         return found
+    refuse_wrong_types(loss, found, args)
     try:
         return found(**args)
     except (ValueError, TypeError) as e:

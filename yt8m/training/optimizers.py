@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from yt8m.argument_types import refuse_wrong_types
 from yt8m.config import TrainingConfig
 from yt8m.errors import UserError, near_matches
 
@@ -152,6 +153,8 @@ def create_optimizer(
             f"Unknown --optimizer={config.optimizer}. {near_matches(name, _OPTIMIZERS)}"
         )
     base, defaults = _OPTIMIZERS[name]
+
+    refuse_wrong_types(f"--optimizer_args of {name}", base, config.optimizer_args)
 
     class ReducedGradients(base):
         def _all_reduce_sum_gradients(self, grads_and_vars):

@@ -5,6 +5,7 @@ is a defect of ours and keeps its traceback.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -26,3 +27,10 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(by_lower[c] for c in close)}? " if close else ""
     return f"{hint}Known: {', '.join(known) or 'none'}."
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's own words, without TensorFlow's node names."""
+    message = (getattr(error, "message", None) or str(error)).strip()
+    message = re.sub(r"\{\{[^}]*\}\} ?| ?\[Op:\w*\].*", "", message)
+    return message.splitlines()[0][:300] if message else repr(error)

@@ -218,6 +218,19 @@ def test_a_file_cut_within_a_header_is_found_by_the_counts(tmp_path, kept):
     assert ids(reader.dataset(2)) == expected[2:]
 
 
+@pytest.mark.parametrize("level", ["frame", "video"])
+def test_a_record_without_an_id_is_bad_where_ids_are_needed(tmp_path, level):
+    make = frame_record if level == "frame" else video_record
+    files = make_files(tmp_path, level, make(""))
+    assert sum(ids(make_reader(files, level, None).batches()), []).count("") == 2
+    said = r"1\.tfrecord, record 4: it has no id \(no key id or video_id\)\. --on_bad"
+    with pytest.raises(DataError, match=said):
+        list(make_reader(files, level, 1, "fail", needs_id=True).batches())
+    reader = make_reader(files, level, None, needs_id=True)
+    assert ids(reader.batches()) == without(healthy_ids(None), ["1-4"])
+    assert [bad.number for bad in reader.bad_records] == [4]
+
+
 def test_the_first_record_of_all_may_be_bad(tmp_path):
     files = make_files(tmp_path, "frame")
     spoil_byte(files[0], 3)

@@ -88,13 +88,13 @@ def test_what_cannot_be_used_is_named_and_nothing_is_written(shards, tmp_path, c
         ([f"--train_data_pattern={tmp_path}/bad", to], f"{tmp_path}/bad"),
         (
             [shards, to, "--num_classes=2"],
-            "a0.tfrecord, record 1: label 2 is not one of 0 to 1; give --num_classes",
+            "a0.tfrecord, record 1 (id v): label 2 is outside 0..1; give --num_classes",
         ),
         (
             [f"--train_data_pattern={tmp_path}/negative", to],
-            "negative, record 0: label -1 is not one of 0 to 3861",
+            "negative, record 0 (id v): label -1 is negative",
         ),
-        ([shards, f"--output_file={tmp_path}/no/folder"], "no/folder cannot be writt"),
+        ([shards, f"--output_file={tmp_path}/bad/x"], "bad cannot be written to"),
     ):
         assert run("correlate", flags) == 1
         assert message in capsys.readouterr().err

@@ -107,13 +107,13 @@ def test_a_bad_record_is_named(tmp_path, capsys):
     path = tmp_path / "a"
     write_records(path, [*good, b"no protobuf at all", *good])
     assert run("count", [f"--input_data_pattern={path}"]) == 1
-    assert f"{path}, record 70: no record of the dataset" in capsys.readouterr().err
+    assert f"{path}, record 70: it is not a protobuf" in capsys.readouterr().err
     write_records(path, good)
     with open(path, "r+b") as f:
         f.truncate(f.seek(0, 2) - 3)
     assert run("count", [f"--input_data_pattern={path}"]) == 1
     message = capsys.readouterr().err.splitlines()[-1]
-    assert f"{path}, at or after record 64: damaged, cut off" in message
+    assert f"{path}, record 69: the file is truncated" in message
 
 
 def test_what_cannot_be_counted_is_one_clear_line(shards, tmp_path, capsys):

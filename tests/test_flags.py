@@ -6,6 +6,7 @@ import sys
 import pytest
 from absl import flags as absl_flags
 
+import yt8m
 from yt8m.cli import flags as shared
 from yt8m.cli import main, recipes
 from yt8m.cli.recipes import recipe_flags, recipe_names, recipe_title
@@ -69,6 +70,9 @@ def test_feature_lists_that_do_not_fit_are_refused(names, sizes, named):
         ("synthesize", [], 1, "--output_dir"),
         ("validate-submission", [], 1, "submission"),
         ("synthesize", ["--output_dir=x", "--kinds=breif"], 1, "Did you mean brief"),
+        ("train", ["--model", "--frames=3"], 1, "--model has no value"),
+        ("train", ["--start_new_model=perhaps"], 2, "start_new_model"),
+        ("count", ["--input_data_pattern=x", "--per_class"], 2, "per_class"),
     ],
 )
 def test_a_wrong_command_line_is_one_clear_line(
@@ -87,6 +91,8 @@ def test_a_wrong_command_line_is_one_clear_line(
 def test_every_command_explains_itself_with_a_line_to_paste(command, capsys):
     assert main.run(command, ["--help"]) == 0
     text = capsys.readouterr().out
+    assert main.run(command, ["-h"]) == 0
+    assert capsys.readouterr().out == text
     assert text.startswith(f"yt8m {command}: ")
     assert f"yt8m {command}" in text or f"python {command}" in text
     # Every flag has a help of its own.
@@ -102,6 +108,11 @@ def test_the_console_entry_lists_the_commands(capsys, monkeypatch):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert all(name in text for name in main.command_names())
+    monkeypatch.setattr("sys.argv", ["yt8m", "--version"])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"yt8m {yt8m.__version__}\n"
     monkeypatch.setattr("sys.argv", ["yt8m", "trian"])
     with pytest.raises(SystemExit) as end:
         main.main()
@@ -237,3 +248,43 @@ def test_a_mixture_s_branches_have_the_head():
     assert shared.given_model_args(flags) == {
         "branch_args": {"head": "chain", "l2_penalty": 0.0}
     }
+
+
+def test_outputs_are_looked_at_before_anything_is_computed(tmp_path, capsys):
+    """An input that cannot be read is not reached."""
+    shard = tmp_path / "shard.tfrecord"
+    shard.write_bytes(b"not read")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    table = tmp_path / "table.csv"
+    table.write_text("")
+    cases = {
+        "correlate": ("output_file", [f"--train_data_pattern={shard}"]),
+        "count": ("per_class", [f"--input_data_pattern={shard}"]),
+        "clusters": ("output_file", [f"--input_data_pattern={shard}"]),
+        "normalization": ("output_file", [f"--input_data_pattern={shard}"]),
+        "calibrate": ("output_file", [f"--source={table}", f"--labels={shard}"]),
+        "score": ("per_class", [str(table), f"--labels={shard}"]),
+        "score-segments": (
+            "per_class",
+            [f"--submission_file={table}", f"--eval_data_pattern={shard}"],
+        ),
+        "merge": ("output_file", [f"--input_files={table},{shard}"]),
+        "convert-predictions": (
+            "csv_output_file",
+            [f"--json_prediction_files_pattern={shard}"],
+        ),
+        "ensemble": ("output_file", [f"--sources={table},{shard}"]),
+    }
+    for command, (flag, more) in cases.items():
+        for path, said in (
+            (tmp_path / "folder", f"--{flag}={tmp_path / 'folder'} is a folder"),
+            (tmp_path / "file" / "x", f"{tmp_path / 'file'} cannot be written to"),
+        ):
+            assert main.run(command, [f"--{flag}={path}", *more]) == 1, command
+            error = capsys.readouterr().err
+            assert said in error and error.count("\n") == 1, error
+    for command, path in (("correlate", shard), ("merge", table), ("ensemble", table)):
+        flag, more = cases[command]
+        assert main.run(command, [f"--{flag}={path}", *more]) == 1
+        assert "is also" in capsys.readouterr().err

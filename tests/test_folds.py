@@ -178,7 +178,7 @@ def test_what_cannot_be_dealt_leaves_nothing_behind(tmp_path, monkeypatch, capsy
     (tmp_path / "cut").write_bytes(whole[:-9])
     flags = ["--output_dir=folds", "--by_id"]
     for name, folds, said in (
-        ("none", 2, "none, record 0 has no id."),
+        ("none", 2, "none, record 0: it has no id"),
         ("cut", 2, "cut"),
         ("ids", 100, "None of 40 videos falls into fold"),
     ):

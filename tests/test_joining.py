@@ -129,8 +129,8 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path):
         ),
         ([[a, v0], [a]], DataError, "v0, record 0: video v0 is in the first input twi"),
         ([[a], [uneven]], DataError, "video v0 has 4 floats of embedding, and others"),
-        ([[a], [str(cut)]], DataError, "cut: the file is truncated at record 1"),
-        ([[str(cut)], [a]], DataError, "cut: one of the records 0 to 63 is damaged"),
+        ([[a], [str(cut)]], DataError, "cut, record 1: the file is truncated"),
+        ([[str(cut)], [a]], DataError, "cut, record 1: the file is truncated"),
         ([[str(wrong)], [a]], DataError, "wrong, record 1: it is not a protobuf"),
     ):
         with pytest.raises(kind, match=said):

@@ -143,7 +143,7 @@ def test_other_and_damaged_records_are_refused_with_their_file(tmp_path):
             merge_rankings([path], f"{tmp_path}/m.csv", 20)
     with open(paths[0], "rb") as whole, open(path, "wb") as cut:
         cut.write(whole.read()[:-9])
-    with pytest.raises(DataError, match=f"{path} cannot be read"):
+    with pytest.raises(DataError, match=f"{path}, record 4: the file is truncated"):
         merge_rankings([path], f"{tmp_path}/m.csv", 20)
 
 
@@ -272,7 +272,7 @@ def test_the_command_refuses_what_it_cannot_merge_in_one_line(tmp_path, capsys):
         (csv_file, "", "give --output_file"),
         (f"{tmp_path}/none*", output, "No file matches --input_files="),
         (f"{paths[0]},{csv_file}", output, f"{paths[0]} is a ranking of segments and"),
-        (csv_file, csv_file, "is also one of the parts"),
+        (csv_file, csv_file, "is also an input"),
         (no_scores, output, "has no scores"),
         (str(tmp_path), output, "cannot be read"),
     ):

@@ -268,18 +268,21 @@ def test_a_shard_that_is_cut_short_or_of_something_else_is_named(tmp_path, broke
         records = [encode_video_record(f"v{i}{n}", features, [1]) for n in range(3)]
         write_records(tmp_path / f"{i}.tfrecord", records)
     path, pattern = tmp_path / f"{broken}.tfrecord", f"{tmp_path}/*.tfrecord"
-    message = f"/{broken}.tfrecord cannot be read as a shard"
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(
+        DataError, match=f"/{broken}.tfrecord, record 2: the file is tru"
+    ):
         read_ground_truth(pattern, C)
     write_records(path, [b"no example"])
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(
+        DataError, match=f"/{broken}.tfrecord, record 0: it is not a pr"
+    ):
         read_ground_truth(pattern, C)
 
 
 def test_what_is_no_shard_is_refused_with_a_hint(tmp_path):
     (tmp_path / "labels.txt").write_text("a,1\n" * 100)
-    with pytest.raises(DataError, match=r"labels.txt cannot be read.*\.csv"):
+    with pytest.raises(DataError, match=r"labels.txt is not a TFRecord file.*\.csv"):
         read_ground_truth(str(tmp_path / "labels.txt"), C)
     with pytest.raises(UserError, match="No file matches --labels="):
         read_ground_truth(str(tmp_path / "none*"), C)

@@ -385,13 +385,15 @@ def test_a_file_without_ratings_is_fine_beside_one_that_has_some(tmp_path):
 
 def test_a_bad_record_among_ratings_is_named_with_its_file(tmp_path):
     path = shard(tmp_path, "s", record(12, GOOD), record(12, rate((12, 3, 1.0))))
-    with pytest.raises(DataError, match=r"s, record 1: segment start time 12 .*\.$"):
+    with pytest.raises(
+        DataError, match=r"s, record 1 \(id v\): segment start time 12 .*\.$"
+    ):
         list(read_ratings([path]))
     with open(path, "r+b") as f:
         f.truncate(f.seek(0, 2) - 3)
-    with pytest.raises(DataError, match="s, record 1: damaged, cut off"):
+    with pytest.raises(DataError, match="s, record 1: the file is truncated"):
         list(read_ratings([path]))
-    with pytest.raises(DataError, match="none cannot be read"):
+    with pytest.raises(DataError, match="cannot be read: .*/none; No such"):
         list(read_ratings([str(tmp_path / "none")]))
 
 

@@ -24,7 +24,7 @@ def read_class_counts(path: str) -> np.ndarray:
         UserError: the file cannot be read, or a line of it; names it.
     """
     columns = ("Videos", "PositiveSegments", "TrainVideoCount")
-    instead = "write it with `yt8m count --per_class`"
+    instead = "write it with `yt8m count --per_class=FILE`"
     meaning = "the number of its videos"
     counts = _read(path, "class counts", columns, instead, meaning, int, np.inf)
     found = np.zeros(max(counts, default=-1) + 1, "int64")

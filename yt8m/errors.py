@@ -5,6 +5,7 @@ is a defect of ours and keeps its traceback.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -38,3 +39,10 @@ def as_raised(error: Exception) -> Exception:
         return error
     last_line = str(first).strip().split("\n")[-1].strip()
     return as_raised(first) if last_line in str(error) else error
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's own words, without TensorFlow's node names."""
+    message = (getattr(error, "message", None) or str(error)).strip()
+    message = re.sub(r"\{\{[^}]*\}\} ?| ?\[Op:\w*\].*", "", message)
+    return message.splitlines()[0][:300] if message else repr(error)

@@ -18,7 +18,6 @@ import contextlib
 import importlib
 import json
 import os
-import re
 import secrets
 import sys
 import tempfile
@@ -33,7 +32,7 @@ import tensorflow as tf
 
 from yt8m import compression, model_check, registry, schema, user_code
 from yt8m.config import DataConfig, ModelConfig, RunConfig
-from yt8m.errors import UserError
+from yt8m.errors import UserError, reason
 from yt8m.layers.constants import weights_follow
 from yt8m.model import FrameLevelModel, YT8MModel
 
@@ -199,13 +198,6 @@ def refuse_brackets(path: str) -> None:
             f"{path}: TensorFlow reads no weights from a path with `[` or a "
             "backslash; choose another name."
         )
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error's own words, without TensorFlow's node names."""
-    message = (getattr(error, "message", None) or str(error)).strip()
-    message = re.sub(r"\{\{[^}]*\}\} ?| ?\[Op:\w*\].*", "", message)
-    return message.splitlines()[0][:300] if message else repr(error)
 
 
 # --- the run directory ---------------------------------------------------------------

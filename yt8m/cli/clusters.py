@@ -40,6 +40,7 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "input_data_pattern", "No frame-level data")
     shared.require(flags, "output_file", "No file to write")
     files = pipeline.list_files(flags.input_data_pattern, "--input_data_pattern")
+    shared.prepare_output(flags, "output_file", files)
     features = shared.parse_features(flags.feature_names, flags.feature_sizes)
     found = clusters.fit(
         files, features, flags.clusters, flags.frames_per_video, flags.seed

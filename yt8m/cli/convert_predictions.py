@@ -37,6 +37,7 @@ def run(flags: shared.FlagValues) -> int:
     paths = files.list_files(
         flags.json_prediction_files_pattern, "--json_prediction_files_pattern"
     )
+    shared.prepare_output(flags, "csv_output_file", paths)
     count = json_predictions.convert(paths, flags.csv_output_file)
     print(f"{count} videos of {len(paths)} files: {flags.csv_output_file}")
     return 0

@@ -44,6 +44,7 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "train_data_pattern", "No shards to read")
     shared.require(flags, "output_file", "No file to write")
     files = data_files.list_files(flags.train_data_pattern, "--train_data_pattern")
+    shared.prepare_output(flags, "output_file", files)
     with ReplacedFile(flags.output_file) as output:
         together = _count_together(files, flags.num_classes)
         rows, columns = np.nonzero(together)
@@ -65,9 +66,8 @@ def run(flags: shared.FlagValues) -> int:
 
 def _count_together(files: list[str], num_classes: int) -> np.ndarray:
     """Number of videos int32 [C, C] with the classes i <= j; elsewhere 0."""
-    from yt8m.cli.count import read_labels
     from yt8m.data.index import RecordIndex
-    from yt8m.errors import DataError
+    from yt8m.data.labels import read_labels
     from yt8m.progress import Progress
 
     together = np.zeros((num_classes, num_classes), "int32")
@@ -78,18 +78,13 @@ def _count_together(files: list[str], num_classes: int) -> np.ndarray:
             np.add.at(together, tuple(np.array(pairs).T), 1)
             pairs.clear()
 
-    with Progress(total=sum(RecordIndex().counts(files))) as progress:
-        for path in files:
-            for number, labels in enumerate(read_labels([path])):
-                outside = [c for c in labels if not 0 <= c < num_classes]
-                if outside:
-                    raise DataError(
-                        f"{path}, record {number}: label {outside[0]} is not one of "
-                        f"0 to {num_classes - 1}; give --num_classes."
-                    )
-                pairs += combinations_with_replacement(sorted(labels), 2)
+    index = RecordIndex()
+    with Progress(total=sum(index.counts(files))) as progress:
+        for block in read_labels(files, num_classes, index):
+            for labels in block:
+                pairs += combinations_with_replacement(labels, 2)
                 if len(pairs) >= _PAIRS_AT_ONCE:
                     add()
-                progress.update(1)
+            progress.update(len(block.ids))
     add()
     return together

@@ -9,14 +9,12 @@ are rated in the shards.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 
 from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
 
 _SHOWN_CLASSES = 10
-_RECORDS_PER_BATCH = 64
 
 
 def define(flags: shared.FlagValues) -> None:
@@ -51,6 +49,8 @@ def run(flags: shared.FlagValues) -> int:
     if flags.output_file and not flags.segments:
         raise UserError("--output_file is for the classes of segments: add --segments.")
     files = data_files.list_files(flags.input_data_pattern, "--input_data_pattern")
+    shared.prepare_output(flags, "output_file", files)
+    shared.prepare_output(flags, "per_class", files)
     vocabulary = load_vocabulary(flags.vocabulary) if flags.vocabulary else None
     _, sniffed = data_files.sniff_first(files)
     sizes = {name: size for name, (_, size) in sniffed.features.items()}
@@ -74,15 +74,18 @@ def run(flags: shared.FlagValues) -> int:
 def _count_videos(files: list[str]) -> dict[str, Counter]:
     """Prints the numbers of labels; returns the number of videos of each class."""
     from yt8m.data.index import RecordIndex
+    from yt8m.data.labels import read_labels
     from yt8m.progress import Progress
 
     videos = Counter[int]()
     sizes = Counter[int]()  # number of labels -> number of videos
-    with Progress(total=sum(RecordIndex().counts(files))) as progress:
-        for labels in read_labels(files):
-            videos.update(labels)
-            sizes[len(labels)] += 1
-            progress.update(1)
+    index = RecordIndex()
+    with Progress(total=sum(index.counts(files))) as progress:
+        for block in read_labels(files, index=index):
+            for labels in block:
+                videos.update(labels)
+                sizes[len(labels)] += 1
+            progress.update(len(block.ids))
     total, without = sizes.total(), sizes.pop(0, 0)
     print(f"videos: {total:,}, of which {without:,} ({without / total:.1%}) unlabelled")
     if sizes:
@@ -119,41 +122,6 @@ def _count_segments(files: list[str]) -> dict[str, Counter]:
         f"{positive.total():,} ({positive.total() / rated.total():.1%}) are positive"
     )
     return {"positive segments": positive, "rated segments": rated}
-
-
-def read_labels(files: list[str]) -> Iterator[set[int]]:
-    """The labels of each video, of either level; its features are not parsed."""
-    import tensorflow as tf
-
-    from yt8m import schema
-    from yt8m.errors import DataError
-
-    # A SequenceExample begins as an Example does, so one parser serves both levels.
-    spec = {schema.LABELS_KEY: tf.io.RaggedFeature(tf.int64)}
-    for path in files:
-        number = 0
-        try:
-            records = tf.data.TFRecordDataset(path).batch(_RECORDS_PER_BATCH)
-            for batch in records.prefetch(1):
-                try:
-                    parsed = tf.io.parse_example(batch, spec)
-                except tf.errors.InvalidArgumentError:
-                    for record in batch:  # alone, to know which it is
-                        tf.io.parse_example(record, spec)
-                        number += 1
-                    raise
-                yield from map(set, parsed[schema.LABELS_KEY].to_list())
-                number += len(batch)
-        except tf.errors.InvalidArgumentError as e:
-            raise DataError(
-                f"{path}, record {number}: no record of the dataset, or its labels are "
-                "not integers."
-            ) from e
-        except tf.errors.OpError as e:
-            raise DataError(
-                f"{path}, at or after record {number}: damaged, cut off, or not of a "
-                "TFRecord file."
-            ) from e
 
 
 def _write_per_class(path: str, columns: dict[str, Counter], vocabulary) -> None:

@@ -139,6 +139,7 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "output_file", "No file to write")
     paths = _paths(flags.sources)
     weights = check(flags, paths)
+    shared.prepare_output(flags, "output_file", paths)
     if _are_rankings(flags, paths):
         return _average_rankings(flags, paths, weights)
     sources = open_sources(paths, flags.num_classes)

@@ -94,7 +94,7 @@ def run(flags: shared.FlagValues) -> int:
         **options,
     )
     vocabulary = load_vocabulary(flags.vocabulary) if flags.vocabulary else None
-    shared.warn_of_segments(flags, config)
+    shared.warn_of_misfits(flags, config)
     writable = _is_writable(directory, flags.segment_labels)
     checkpoints, model, scored = runs.Checkpoints(directory), None, None
     while True:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from absl import flags as absl_flags
@@ -184,6 +185,37 @@ def require(flags: FlagValues, name: str, what: str) -> None:
     """Raises `UserError` if the flag `name` is empty."""
     if not flags[name].value:
         raise UserError(f"{what}: give --{name}.")
+
+
+def prepare_output(flags: FlagValues, name: str, inputs: Iterable[str] = ()) -> None:
+    """Looks, before anything is computed, whether the file of a flag can be written.
+
+    Makes the folder that it is to be in.
+
+    Args:
+        flags: of the command.
+        name: of the flag; nothing is done if it is empty.
+        inputs: files that are read.
+
+    Raises:
+        UserError: it is a folder, one of the inputs, or cannot be written.
+    """
+    import tensorflow as tf
+
+    from yt8m import runs
+    from yt8m.data.predictions import ENDING
+
+    path = flags[name].value
+    if not path:
+        return
+    if tf.io.gfile.isdir(path) and not path.endswith(ENDING):
+        raise UserError(f"--{name}={path} is a folder; give it the name of a file.")
+    if os.path.realpath(path) in map(os.path.realpath, inputs):
+        raise UserError(
+            f"--{name}={path} is also an input, which it would replace; choose another "
+            "name."
+        )
+    runs.make_directory(os.path.dirname(path) or ".")
 
 
 def reader(
@@ -445,7 +477,7 @@ def training(flags: FlagValues) -> None:
         "class_counts",
         None,
         "A spelling of --label_loss_args=class_counts=...: the file of "
-        "`yt8m count --per_class`, for ClassBalancedCrossEntropyLoss.",
+        "`yt8m count --per_class=FILE`, for ClassBalancedCrossEntropyLoss.",
         flag_values=flags,
     )
     number("regularization_penalty", "Factor of the model's penalties.")
@@ -826,8 +858,24 @@ def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
             raise UserError(f"The run was started with {was}, not {name}={value}.")
 
 
-def warn_of_segments(flags: FlagValues, config: RunConfig) -> None:
-    """Says where a run of segments is given whole videos."""
+def warn_of_misfits(flags: FlagValues, config: RunConfig) -> None:
+    """Says where a run of segments is given whole videos, or a vocabulary names other
+    classes than the run's."""
+    from yt8m.data.vocabulary import load_vocabulary
+
+    if flags.vocabulary:
+        last, count = (
+            max(load_vocabulary(flags.vocabulary).names),
+            config.data.num_classes,
+        )
+        if last >= count:
+            log.warning(
+                "%s names class %d, and the model has %d classes; of another release, "
+                "it would name them wrongly.",
+                flags.vocabulary,
+                last,
+                count,
+            )
     if config.data.segments and not flags.segment_labels:
         log.warning(
             "The run was trained on segments; these are whole videos. Give "

@@ -98,8 +98,9 @@ def deal(files: Sequence[str], paths: Sequence[str], seed: int = 0) -> list[int]
     """
     import tensorflow as tf
 
+    from yt8m.data.files import leave_out_empty
     from yt8m.data.index import RecordIndex
-    from yt8m.data.joining import read_numbered
+    from yt8m.data.labels import read_numbered
     from yt8m.data.records import read_id
     from yt8m.inference.replaced_file import ReplacedFile
     from yt8m.progress import Progress
@@ -108,6 +109,7 @@ def deal(files: Sequence[str], paths: Sequence[str], seed: int = 0) -> list[int]
     for path in paths:
         if os.path.realpath(path) in taken:
             raise UserError(f"{path} is an input; choose another --output_dir.")
+    files = leave_out_empty(list(files))
     counts = [0] * len(paths)
     total = sum(RecordIndex().counts(list(files)))
     with contextlib.ExitStack() as stack:
@@ -117,11 +119,8 @@ def deal(files: Sequence[str], paths: Sequence[str], seed: int = 0) -> list[int]
             for path in paths
         ]
         for path in files:
-            for number, serialized in read_numbered(path):
-                video_id = read_id(serialized)
-                if not video_id:
-                    raise DataError(f"{path}, record {number} has no id.")
-                fold = fold_of(video_id, len(paths), seed)
+            for _, serialized in read_numbered(path):
+                fold = fold_of(read_id(serialized), len(paths), seed)
                 shards[fold].write(serialized)
                 counts[fold] += 1
                 progress.update(1)

@@ -302,7 +302,7 @@ def _predict(flags: shared.FlagValues) -> int:
     with strategy.scope():
         model, config, origin = _load(flags)
     data = config.data
-    shared.warn_of_segments(flags, config)
+    shared.warn_of_misfits(flags, config)
     # A model that was trained on segments predicts whole videos too.
     data, options = shared.evaluated_data(
         flags, dataclasses.replace(data, segments=False)
@@ -330,6 +330,7 @@ def _predict(flags: shared.FlagValues) -> int:
         batch_size=flags.batch_size,
         on_bad_record=flags.on_bad_record,
         num_readers=flags.num_readers,
+        needs_id=True,
         static_frames=distribution.wants_static_shapes(strategy),
         video_embeddings=shared.open_video_embeddings(
             flags, config.model.name, config.model.args

@@ -46,13 +46,16 @@ def run(command: str, arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     module = importlib.import_module(f"yt8m.cli.{command.replace('-', '_')}")
     flags = absl_flags.FlagValues()
-    absl_flags.DEFINE_bool("help", False, "Shows this help.", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "help", False, "Shows this help.", short_name="h", flag_values=flags
+    )
     module.define(flags)
     try:
         rest = flags([command, *arguments])[1:]
         if flags["help"].value:
             print(_help(command, module, flags))
             return 0
+        _refuse_missing_values(flags)
         wanted = getattr(module, "POSITIONAL", ())
         if len(rest) > len(wanted):
             raise UserError(
@@ -84,6 +87,14 @@ def run(command: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
         return Interrupted(128 + signal.SIGINT)
+
+
+def _refuse_missing_values(flags: absl_flags.FlagValues) -> None:
+    """Raises `UserError` for a flag that has taken the next one for its value."""
+    for name in flags:
+        value = flags[name].value
+        if flags[name].present and isinstance(value, str) and value.startswith("--"):
+            raise UserError(f"--{name} has no value: it is followed by {value}.")
 
 
 def leave(status: int) -> NoReturn:
@@ -178,6 +189,9 @@ def main() -> None:
             module = importlib.util.find_spec(f"yt8m.cli.{name.replace('-', '_')}")
             print(f"  {name:20s} {_first_line(module.origin)}")
         sys.exit(0 if len(sys.argv) > 1 else 2)
+    if sys.argv[1] == "--version":
+        print(f"yt8m {__version__}")
+        sys.exit(0)
     command = sys.argv[1]
     if command not in names:
         print(

@@ -46,6 +46,7 @@ def run(flags: shared.FlagValues) -> int:
     from yt8m.progress import Progress
 
     shared.require(flags, "output_file", "No file to write")
+    shared.prepare_output(flags, "output_file")
     features = shared.parse_features(flags.feature_names, flags.feature_sizes)
     reader = shared.reader(
         flags,

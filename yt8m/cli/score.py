@@ -64,6 +64,8 @@ def run(flags: shared.FlagValues, path: str) -> int:
         raise UserError(
             "--vocabulary is for --per_class and --output_file: give one of these."
         )
+    for name in ("per_class", "output_file"):
+        shared.prepare_output(flags, name, (path,))
     vocabulary = load_vocabulary(flags.vocabulary) if flags.vocabulary else None
     result = scoring.score_submission(
         path,

@@ -73,6 +73,7 @@ def run(flags: shared.FlagValues) -> int:
     if flags.vocabulary:
         shared.require(flags, "per_class", "No table for the names of --vocabulary")
         vocabulary = load_vocabulary(flags.vocabulary)
+    shared.prepare_output(flags, "per_class", (flags.submission_file,))
     ratings = _ratings(flags)
     if flags.segment_label_ids_file:
         wanted = load_class_ids(flags.segment_label_ids_file).tolist()

@@ -113,6 +113,7 @@ def run(flags: shared.FlagValues) -> int:
         eval_reader = _reader(
             flags, "eval_data_pattern", config, static_frames=static, index=index
         )
+    _refuse_unlabelled(config, train_reader, eval_reader)
     if not resuming:
         floats = train_reader.float_features
         data = dataclasses.replace(data, float_features=floats)
@@ -189,6 +190,18 @@ def training_reader(flags: shared.FlagValues, config: RunConfig, **options):
         only_classes=_only_classes(training.only_classes, config.data.num_classes),
         **options,
     )
+
+
+def _refuse_unlabelled(config: RunConfig, train_reader, eval_reader) -> None:
+    """Raises `UserError` for shards from which nothing is learned, or scored."""
+    from yt8m.data.files import refuse_unlabelled
+
+    if config.data.segments:
+        return  # the reader refuses shards without rated segments
+    if not config.training.teacher:
+        refuse_unlabelled(train_reader.files, "--train_data_pattern")
+    if eval_reader:
+        refuse_unlabelled(eval_reader.files, "--eval_data_pattern")
 
 
 def _reader(flags: shared.FlagValues, flag: str, config: RunConfig, **options):

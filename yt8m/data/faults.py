@@ -1,24 +1,39 @@
-"""What is wrong with a record, in words; asked only after reading has failed."""
+"""What is wrong with a record or file; asked only after reading has failed."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from yt8m import schema
 from yt8m.config import DataConfig
-from yt8m.data.files import describe
-from yt8m.data.records import Record, decode_record, parse_batch, read_id
+from yt8m.data.files import describe, sniff
+from yt8m.data.index import scan
+from yt8m.data.records import (
+    Record,
+    decode_record,
+    find_id,
+    parse_batch,
+    parse_message,
+    read_id,
+)
 from yt8m.data.segments import cut, rated_cells
-from yt8m.errors import DataError
+from yt8m.errors import DataError, reason
+
+_VALUES = {"bytes_list": "bytes", "float_list": "floats", "int64_list": "integers"}
 
 
 def find_fault(
-    serialized: bytes, config: DataConfig, float_features: Collection[str] = ()
+    serialized: bytes,
+    config: DataConfig,
+    float_features: Collection[str] = (),
+    needs_id: bool = False,
 ) -> tuple[str, str | None]:
     """The record's id, as far as it is known, and its fault; None if it parses.
 
     If segments are wanted, the record is the video's, uncut; it parses if each of its
-    rated segments does.
+    rated segments does. If ids are needed, one without is at fault, too.
     """
     video_id = read_id(serialized)
     try:
@@ -30,23 +45,95 @@ def find_fault(
         if examples:
             parse_batch(tf.constant(examples), config, float_features=float_features)
     except DataError as e:
-        reason = str(e)
+        said = str(e)
     except tf.errors.OpError as e:
-        reason = f"it cannot be parsed: {e.message.splitlines()[0]}"
+        said = f"it cannot be parsed: {reason(e)}"
     else:
-        return video_id, None
+        return video_id, find_context_fault(serialized) if needs_id else None
     if not serialized:
         return video_id, "the record is empty"
     try:
         record = decode_record(serialized)
     except DataError as e:
         return video_id, str(e)
-    fault = _wrong_features(record, config, float_features)
+    context = parse_message(serialized).context.feature
+    fault = _wrong_kinds(context) or _wrong_features(record, config, float_features)
     if not fault and config.segments:
         fault = _wrong_segments(record, config)
     elif not fault:
         fault = _wrong_labels(record.labels or [], config.num_classes, "label")
-    return video_id, fault or reason
+    return video_id, fault or said
+
+
+def find_context_fault(serialized: bytes) -> str | None:
+    """What is wrong with the id and the labels of a record, whatever its features."""
+    if not serialized:
+        return "the record is empty"
+    try:
+        context = parse_message(serialized).context.feature
+    except DataError as e:
+        return str(e)
+    if fault := _wrong_kinds(context):
+        return fault
+    if not find_id(context)[1]:
+        return f"it has no id (no key {' or '.join(schema.ID_KEYS)})"
+    labels = context[schema.LABELS_KEY].int64_list.value if _labelled(context) else []
+    negative = [label for label in labels if label < 0]
+    return f"label {negative[0]} is negative" if negative else None
+
+
+def _labelled(context: Any) -> bool:
+    return schema.LABELS_KEY in context
+
+
+def _wrong_kinds(context: Any) -> str | None:
+    """An id or labels that hold other values than they should."""
+    for key, wanted in (
+        *((key, "bytes_list") for key in schema.ID_KEYS),
+        (schema.LABELS_KEY, "int64_list"),
+    ):
+        kind = context[key].WhichOneof("kind") if key in context else None
+        if kind not in (None, wanted):
+            return f"{key} holds {_VALUES[kind]}, {_VALUES[wanted]} wanted"
+        if kind == "bytes_list" and len(context[key].bytes_list.value) > 1:
+            return f"{key} holds {len(context[key].bytes_list.value)} ids, one wanted"
+    return None
+
+
+def first_fault(
+    path: str, find: Callable[[bytes], str | None] = find_context_fault
+) -> str | None:
+    """What is wrong with the first bad record of a file, and which it is; or None.
+
+    Reads the whole file, a record at a time: for when reading it has failed.
+
+    Args:
+        path: of a TFRecord file.
+        find: what is wrong with a record that is not damaged.
+
+    Raises:
+        DataError: the file cannot be read, or is of another kind; names it.
+    """
+    sniff(path)
+    faults, number = scan(path).faults, 0
+    try:
+        for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+            if fault := find(record):
+                return named(path, number, read_id(record), fault)
+            number += 1
+    except tf.errors.DataLossError:
+        damage = faults.get(number, "the record is corrupted (checksum)")
+        return named(path, number, "", damage)
+    except tf.errors.OpError as e:
+        raise DataError(f"{path} cannot be read: {reason(e)}") from e
+    # What is shorter than a header, TensorFlow takes for the end of the file.
+    return next((named(path, n, "", f) for n, f in faults.items()), None)
+
+
+def named(path: str, number: int, video_id: str, fault: str) -> str:
+    """`FILE, record 3 (id xv4a): what is wrong`."""
+    video = f" (id {video_id})" if video_id else ""
+    return f"{path}, record {number}{video}: {fault}"
 
 
 def _wrong_features(

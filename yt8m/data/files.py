@@ -1,5 +1,7 @@
 """The files that a pattern names, and what their first record says of them."""
 
+import contextlib
+import difflib
 import functools
 import logging
 import re
@@ -12,7 +14,7 @@ from yt8m import remote
 from yt8m.config import DataConfig
 from yt8m.data import index
 from yt8m.data.records import decode_record
-from yt8m.errors import DataError, UserError
+from yt8m.errors import DataError, UserError, reason
 
 log = logging.getLogger("yt8m")
 
@@ -45,15 +47,20 @@ class Sniffed:
     has_labels: bool
 
 
-def list_files(pattern: str, flag: str) -> list[str]:
+def list_files(pattern: str, flag: str, folders: bool = False) -> list[str]:
     """The files that match comma-separated globs, sorted, each once.
 
     `{0000..0099}` in a glob stands for these numbers, for web servers list no files.
     `@FILE` stands for the globs that a text file holds, one a line.
 
+    Args:
+        pattern: the globs.
+        flag: that has them (`--train_data_pattern`), for messages.
+        folders: whether they may name folders.
+
     Raises:
-        UserError: a glob matches nothing, or its file system cannot be used; the
-            message names `flag` (`--train_data_pattern`).
+        UserError: a glob matches nothing, or is the name of a folder, or its file
+            system cannot be used.
     """
     remote.prepare(pattern, flag)
     globs = [part.strip() for part in pattern.split(",") if part.strip()]
@@ -63,13 +70,15 @@ def list_files(pattern: str, flag: str) -> list[str]:
         with ThreadPoolExecutor(_THREADS) as pool:
             found = list(pool.map(functools.partial(_find, flag=flag), globs))
     except tf.errors.OpError as e:
-        raise UserError(f"{flag}={pattern} cannot be read: {e.message}") from e
+        raise UserError(f"{flag}={pattern} cannot be read: {reason(e)}") from e
     if not globs:
         raise UserError(f"No file matches {flag}={pattern}.")
     for glob, files in zip(globs, found, strict=True):
         if not files:
             of = f": there is no {glob}" if glob != pattern else ""
-            raise UserError(f"No file matches {flag}={pattern}{of}.")
+            raise UserError(f"No file matches {flag}={pattern}{of}{_hint(glob)}.")
+        if glob in files and not folders:  # no pattern, but a name
+            _refuse_folder(glob, flag)
     return sorted({path for files in found for path in files})
 
 
@@ -83,8 +92,7 @@ def _listed(part: str, flag: str) -> list[str]:
         with tf.io.gfile.GFile(path) as f:
             lines = [line.strip() for line in f.read().splitlines() if line.strip()]
     except (tf.errors.OpError, OSError, UnicodeDecodeError) as e:
-        said = getattr(e, "message", e)
-        raise UserError(f"{flag}={part} cannot be read as a list: {said}.") from e
+        raise UserError(f"{flag}={part} cannot be read as a list: {reason(e)}.") from e
     if not lines:
         raise UserError(f"{flag}={part}: the file lists nothing.")
     # One for each file system: an error names it, and not all lines.
@@ -117,6 +125,21 @@ def _find(glob: str, flag: str) -> list[str]:
     return tf.io.gfile.glob(glob)
 
 
+def _hint(glob: str) -> str:
+    """What to do about a pattern that matches nothing, if that can be told."""
+    if "[" in glob and not remote.is_url(glob) and tf.io.gfile.exists(glob):
+        return ", for `[` begins a set of characters there; put `?` in its place"
+    return ""
+
+
+def _refuse_folder(path: str, flag: str) -> None:
+    if not remote.is_url(path) and tf.io.gfile.isdir(path):
+        folder = path.rstrip("/")
+        raise UserError(
+            f"{flag} names the folder {path}; name the files in it, as {folder}/*."
+        )
+
+
 def sniff(path: str) -> Sniffed | None:
     """Reads the first record that can be read and has frames.
 
@@ -131,7 +154,7 @@ def sniff(path: str) -> Sniffed | None:
         with tf.io.gfile.GFile(path, "rb") as f:
             start = f.read(512)
     except (tf.errors.OpError, OSError) as e:
-        raise DataError(f"{path} cannot be read: {e}") from e
+        raise DataError(f"{path} cannot be read: {reason(e)}") from e
     if start and not index.is_header(start) and (guess := _guess(start)):
         raise DataError(f"{path} is not a TFRecord file; it looks like {guess}.")
     sniffed = None
@@ -162,6 +185,24 @@ def sniff_first(files: list[str]) -> tuple[str, Sniffed]:
     )
 
 
+def refuse_unlabelled(files: list[str], flag: str) -> None:
+    """Raises `UserError` if the first records of `files` have no labels at all.
+
+    Args:
+        files: which can be read.
+        flag: that names them.
+    """
+    path, _ = sniff_first(files)
+    for offset in index.first_offsets(path, _SNIFFED_RECORDS):
+        with contextlib.suppress(DataError, tf.errors.OpError):  # when it is reached
+            if decode_record(index.read_record(path, offset)).labels is not None:
+                return
+    raise UserError(
+        f"{path} has no labels, as the dataset's test shards have none: give {flag} "
+        "shards with labels."
+    )
+
+
 def check_files(
     files: list[str], config: DataConfig, wanted_by: str = "the model"
 ) -> list[str]:
@@ -182,12 +223,27 @@ def check_files(
         UserError: it holds records of the other level, lacks features, or has them
             in other sizes.
     """
-    sizes = index.sizes(files)
+    filled = leave_out_empty(files)
+    path, sniffed = sniff_first(filled)
+    _check(path, sniffed, config, wanted_by)
+    return filled
+
+
+def leave_out_empty(files: list[str]) -> list[str]:
+    """The files that are not empty; the others are warned of.
+
+    Raises:
+        DataError: all are empty, or one is not there.
+    """
+    try:
+        sizes = index.sizes(files)
+    except tf.errors.OpError as e:  # the message names the file
+        raise DataError(f"A file cannot be read: {reason(e)}") from e
     filled = [path for path, size in zip(files, sizes, strict=True) if size]
     for path in sorted(set(files) - set(filled)):
         log.warning("%s is empty and is left out.", path)
-    path, sniffed = sniff_first(filled or files)
-    _check(path, sniffed, config, wanted_by)
+    if not filled:
+        sniff_first(files)  # which says so
     return filled
 
 
@@ -203,12 +259,20 @@ def _check(path: str, sniffed: Sniffed, config: DataConfig, wanted_by: str):
     if any(found.get(n, -1) not in (0, size) for n, size in config.features.items()):
         raise UserError(
             f"{path} has the features {describe(found) or 'none'}, but {wanted_by} "
-            f"wants {describe(config.features)}; give --feature_names and "
-            "--feature_sizes."
+            f"wants {describe(config.features)}; {_other_features(config, found)}"
         )
     for name in config.features:
         if config.level == "video" and sniffed.features[name][0] != "float":
             raise UserError(f"{path} has {name} as bytes; a video-level one is floats.")
+
+
+def _other_features(config: DataConfig, found: dict[str, int]) -> str:
+    """What to do about a feature that is not there, or has another size."""
+    for name in config.features:
+        close = difflib.get_close_matches(name, found, n=1)
+        if name not in found and close:
+            return f"did you mean {close[0]}, for {name}?"
+    return "give --feature_names and --feature_sizes."
 
 
 def describe(features: dict[str, int]) -> str:

@@ -13,14 +13,14 @@ import tensorflow as tf
 
 from yt8m import schema
 from yt8m.data import index
-from yt8m.data.files import sniff_first
+from yt8m.data.files import leave_out_empty, sniff_first
+from yt8m.data.labels import read_numbered
 from yt8m.data.predictions import hash_ids
 from yt8m.data.records import find_id, parse_message, read_id, write_records
-from yt8m.errors import DataError, UserError
+from yt8m.errors import DataError, UserError, reason
 from yt8m.progress import Progress
 
 _OPEN_FILES = 32
-_RECORDS_AT_ONCE = 64
 _HEADER_BYTES = 12  # of a record of a TFRecord file
 
 
@@ -65,6 +65,7 @@ def join_records(
         DataError: a file or record that cannot be used, an id that is in an input
             twice, or one that is missing; names it.
     """
+    inputs = [leave_out_empty(list(files)) for files in inputs]
     outputs = [os.path.join(output_dir, os.path.basename(p)) for p in inputs[0]]
     if len(set(outputs)) < len(outputs):
         raise UserError("Two files of the first input have the same name.")
@@ -133,7 +134,7 @@ def join_records(
             try:
                 count += write_records(output, joined(path))
             except tf.errors.OpError as e:
-                raise UserError(f"{output} cannot be written: {e.message}") from e
+                raise UserError(f"{output} cannot be written: {reason(e)}") from e
     return Joined(outputs, features, count, missing)
 
 
@@ -159,22 +160,6 @@ def _check_sizes(where: str, record: Any, sizes: dict[str, int]) -> None:
         found = len(record[name].float_list.value) if name in record else 0
         if found != size:
             raise DataError(f"{where} has {found} floats of {name}, and others {size}.")
-
-
-def read_numbered(path: str) -> Iterator[tuple[int, bytes]]:
-    """The number of each record, and the record."""
-    number = 0
-    try:
-        # TensorFlow takes longer to hand over a record than all else done here.
-        batches = tf.data.TFRecordDataset(path).batch(_RECORDS_AT_ONCE).prefetch(2)
-        for batch in batches.as_numpy_iterator():
-            yield from enumerate(batch.tolist(), number)
-            number += len(batch)
-    except tf.errors.OpError as e:
-        raise DataError(
-            f"{path}: one of the records {number} to {number + _RECORDS_AT_ONCE - 1} "
-            "is damaged or cut off."
-        ) from e
 
 
 def _parse(where: str, serialized: bytes) -> Any:
@@ -203,8 +188,6 @@ class RecordsById:
         ids, owners, offsets = [], [], []
         for number, path in enumerate(self.files):
             shard = index.scan(path)
-            for fault in shard.faults.values():
-                raise DataError(f"{path}: {fault}.")
             hashes = hash_ids(
                 [read_id(record).encode() for _, record in read_numbered(path)]
             )

@@ -30,7 +30,7 @@ from yt8m import schema
 from yt8m.config import DataConfig, FrameAugmentation, Part
 from yt8m.data import order
 from yt8m.data.examples import Examples
-from yt8m.data.faults import find_fault
+from yt8m.data.faults import find_fault, named
 from yt8m.data.files import check_files, list_files, sniff_first
 from yt8m.data.index import (
     RecordIndex,
@@ -66,8 +66,7 @@ class BadRecord:
     fault: str
 
     def __str__(self) -> str:
-        video = f" (id {self.id})" if self.id else ""
-        return f"{self.path}, record {self.number}{video}: {self.fault}"
+        return named(self.path, self.number, self.id, self.fault)
 
 
 class Reader:
@@ -99,6 +98,8 @@ class Reader:
         only_classes: videos that have none of these labels are left out, and not
             counted; None takes all.
         video_labels: whether segments come with the labels of their videos.
+        needs_id: whether a record without an id is a bad one, as where predictions
+            are written.
         num_readers: files read at the same time, where that pays: for records that
             come over the network, and on half of the cores for local frames.
         soft_labels: what a teacher's predictions say of the videos, to be joined to
@@ -131,6 +132,7 @@ class Reader:
         augmentation: FrameAugmentation | None = None,
         only_classes: Collection[int] | None = None,
         video_labels: bool = False,
+        needs_id: bool = False,
     ):
         if on_bad_record not in ("fail", "skip"):
             raise ValueError(
@@ -143,7 +145,7 @@ class Reader:
         self._joined = [part for part in (soft_labels, video_embeddings) if part]
         self._frame_seed = seed if frame_seed is None else frame_seed
         self._augmentation = augmentation
-        self._video_labels = video_labels
+        self._video_labels, self._needs_id = video_labels, needs_id
         self._num_epochs = num_epochs
         self._skip = on_bad_record == "skip"
         self._index = index or RecordIndex()
@@ -370,6 +372,8 @@ class Reader:
             augmentation=self._augmentation,
             video_labels=self._video_labels,
         )
+        if self._needs_id:
+            _check_ids(host)
         for part in self._joined:
             batch = part.join(batch, host)
         return batch, host
@@ -398,8 +402,13 @@ class Reader:
                     for _, _, record in readable
                     for example in (self._kinds.of(record) if self._kinds else [record])
                 ]
-                parse_batch(tf.constant(serialized, tf.string), self.config, **options)
+                _, host = parse_batch(
+                    tf.constant(serialized, tf.string), self.config, **options
+                )
+                if self._needs_id:
+                    _check_ids(host)
             except tf.errors.InvalidArgumentError:
+                options["needs_id"] = self._needs_id
                 for file, number, record in readable:
                     video_id, fault = find_fault(record, self.config, **options)
                     if fault:
@@ -519,6 +528,10 @@ def _read_file(
         return examples(records).concatenate(left_out)
 
     return tf.data.Dataset.from_tensor_slices(runs[file]).flat_map(read_run)
+
+
+def _check_ids(host: dict[str, tf.Tensor]) -> None:
+    tf.debugging.Assert(tf.reduce_all(host["id"] != ""), ["no id"])
 
 
 def _cut_record(kinds: Examples, record: tf.Tensor) -> tf.data.Dataset:

@@ -161,26 +161,27 @@ def read_ratings(files: Iterable[str]) -> Iterator[RatedSegment]:
         DataError: a file cannot be read to its end, a record's ratings cannot be
             right, or none of the files has any. Names file and record.
     """
-    files = list(files)
+    # They import `index`, which imports this file.
+    from yt8m.data.faults import named
+    from yt8m.data.files import leave_out_empty
+    from yt8m.data.labels import read_numbered
+
+    files = leave_out_empty(list(files))
     found = False
     for path in files:
-        number = 0
-        try:
-            for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
-                message = parse_message(record)
-                _, video_id = find_id(message.context.feature)
-                for start, ratings in _cells_of(message).items():
-                    yield RatedSegment(video_id, start, ratings)
-                    found = True
-                number += 1
-        except DataError as e:
-            raise DataError(f"{path}, record {number}: {e}.") from e
-        except tf.errors.OpError as e:
-            raise DataError(
-                f"{path}, record {number}: damaged, cut off, or not of a TFRecord file."
-                if isinstance(e, tf.errors.DataLossError)
-                else f"{path} cannot be read: {_reason(e)}"
-            ) from e
+        for number, record in read_numbered(path):
+            message = parse_message(record)
+            _, video_id = find_id(message.context.feature)
+            try:
+                cells = _cells_of(message)
+                for label in set().union(*cells.values()):
+                    if label < 0:
+                        raise DataError(f"segment label {label} is negative")
+            except DataError as e:
+                raise DataError(f"{named(path, number, video_id, str(e))}.") from e
+            for start, ratings in cells.items():
+                yield RatedSegment(video_id, start, ratings)
+                found = True
     if not found:
         raise DataError(_without_ratings(files))
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from yt8m import runs, schema
+from yt8m import schema
 from yt8m.data.files import list_files
+from yt8m.data.labels import read_labels
 from yt8m.data.predictions import Predictions, is_predictions
 from yt8m.errors import DataError, UserError
 from yt8m.inference import submission
@@ -36,7 +36,6 @@ _TABLE_ENDS = (".csv", ".csv.gz")
 _ID_COLUMNS = ("videoid", "video_id", "id")
 _LABEL_COLUMNS = ("labels", "label")
 _MAX_LINE_BYTES = 1 << 20
-_RECORDS = 256  # parsed at once; frame-level ones take 350 kB each
 _LINES = 4096  # ranked at once
 
 
@@ -79,7 +78,7 @@ def read_ground_truth(
     tables = [path for path in files if path.endswith(_TABLE_ENDS)]
     shards = [path for path in files if path not in tables]
     for path, ids, counts, labels in itertools.chain(
-        _read_shards(shards), *map(_read_table, tables)
+        _read_shards(shards, num_classes), *map(_read_table, tables)
     ):
         owners = np.repeat(np.arange(len(ids)), counts)
         wrong = (labels < 0) | (labels >= num_classes)
@@ -109,52 +108,15 @@ def read_ground_truth(
 _Block = tuple[str, list[bytes], Sequence[int] | np.ndarray, np.ndarray]
 
 
-def _read_shards(files: list[str]) -> Iterator[_Block]:
+def _read_shards(files: list[str], num_classes: int) -> Iterator[_Block]:
     """A file, ids, numbers of labels, and the labels one video after another."""
-    path = None
     try:
-        for path, ids, counts, labels in _shard_blocks(files).as_numpy_iterator():
-            yield path.decode(), ids.tolist(), counts, labels
-    except tf.errors.OpError as e:
-        # It is the file read last, or one after it.
-        done = files.index(path.decode()) if path is not None else 0
-        raise DataError(
-            f"{_first_unreadable(files[done:])} cannot be read as a shard: "
-            f"{runs.reason(e)} (the name of a table of labels ends in .csv or .csv.gz)"
-        ) from e
-
-
-def _shard_blocks(files: list[str]) -> tf.data.Dataset:
-    # A SequenceExample begins as an Example does, so one parser serves both levels.
-    spec: dict[str, Any] = {
-        key: tf.io.FixedLenFeature([], tf.string, "") for key in schema.ID_KEYS
-    }
-    spec[schema.LABELS_KEY] = tf.io.RaggedFeature(tf.int64)
-    key, other_key = schema.ID_KEYS
-
-    def parse(path, records):
-        found = tf.io.parse_example(records, spec)
-        ids = tf.where(found[key] != "", found[key], found[other_key])
-        labels = found[schema.LABELS_KEY]
-        return path, ids, labels.row_lengths(), labels.values
-
-    def read(path):
-        records = tf.data.TFRecordDataset(path).batch(_RECORDS)
-        return records.map(lambda batch: (path, batch))
-
-    # One dataset: with one for each file, most of the time goes into making them.
-    blocks = tf.data.Dataset.from_tensor_slices(tf.constant(files, tf.string))
-    return blocks.flat_map(read).map(parse).prefetch(2)
-
-
-def _first_unreadable(files: list[str]) -> str:
-    for path in files[:-1]:
-        try:
-            for _ in _shard_blocks([path]):
-                pass
-        except tf.errors.OpError:
-            return path
-    return files[-1]
+        for block in read_labels(files, num_classes) if files else ():
+            yield block.path, block.ids, block.counts, block.labels
+    except DataError as e:
+        if "not a TFRecord file" not in str(e):
+            raise
+        raise DataError(f"{e} A table of labels is named .csv or .csv.gz.") from e
 
 
 def _read_table(path: str) -> Iterator[_Block]:

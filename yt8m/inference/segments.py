@@ -20,7 +20,8 @@ import tensorflow as tf
 
 from yt8m import runs, schema
 from yt8m.data import index
-from yt8m.data.records import write_records
+from yt8m.data.faults import first_fault, named
+from yt8m.data.records import parse_message, write_records
 from yt8m.errors import DataError, UserError
 from yt8m.inference.replaced_file import ReplacedFile
 from yt8m.inference.submission import (
@@ -412,9 +413,14 @@ def is_ranking(path: str) -> bool:
 
 def _read_records(path: str) -> Iterator[Mapping[str, tf.train.Feature]]:
     """The features of each record of a ranking; the first is known to be a header."""
+    for number, fault in index.scan(path).faults.items():
+        raise DataError(f"{named(path, number, '', fault)}.")
     try:
         for i, record in enumerate(tf.data.TFRecordDataset(path).as_numpy_iterator()):
-            features = tf.train.Example.FromString(record).features.feature
+            try:
+                features = parse_message(record).context.feature
+            except DataError as e:
+                raise DataError(f"{named(path, i, '', str(e))}.") from e
             if i == 0 and features["format"].bytes_list.value[:] != [_FORMAT]:
                 raise DataError(
                     f"{path} holds records, but no ranking of segments as inference "
@@ -425,6 +431,10 @@ def _read_records(path: str) -> Iterator[Mapping[str, tf.train.Feature]]:
                     f"{path} is of another version than this program; write it anew."
                 )
             yield features
+    except tf.errors.DataLossError as e:
+        if fault := first_fault(path, lambda record: None):
+            raise DataError(f"{fault}.") from e
+        raise
     except tf.errors.OpError as e:
         raise DataError(f"{path} cannot be read: {runs.reason(e)}") from e
 

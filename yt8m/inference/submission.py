@@ -19,13 +19,13 @@ import numpy as np
 import tensorflow as tf
 
 from yt8m import runs, schema
+from yt8m.data.labels import read_labels
 from yt8m.data.predictions import Predictions
 from yt8m.errors import DataError, UserError
 from yt8m.inference.replaced_file import FILE_ERRORS, ReplacedFile
 
 HEADER = b"VideoId,LabelConfidencePairs"
 
-_RECORDS_PER_BLOCK = 256
 _BLOCK_BYTES = 1 << 17
 # 3,862 pairs take about 60 kB: a longer line is that of another kind of file.
 _MAX_LINE_BYTES = 1 << 20
@@ -200,19 +200,11 @@ def read_ids(files: Iterable[str]) -> Iterator[bytes]:
     """The ids of the videos in TFRecord files of either level, in file order.
 
     Raises:
-        DataError: a file cannot be read to its end; names it.
+        DataError: a file cannot be read to its end, or a record has no id; names
+            file and record.
     """
-    # A SequenceExample begins as an Example does, so one parser serves both levels.
-    spec = {k: tf.io.FixedLenFeature([], tf.string, "") for k in schema.ID_KEYS}
-    key, other_key = schema.ID_KEYS
-    for path in files:
-        try:
-            for records in tf.data.TFRecordDataset(path).batch(_RECORDS_PER_BLOCK):
-                found = tf.io.parse_example(records, spec)
-                ids = tf.where(found[key] != "", found[key], found[other_key])
-                yield from ids.numpy().tolist()
-        except tf.errors.OpError as e:
-            raise DataError(f"{path} cannot be read: {runs.reason(e)}") from e
+    for block in read_labels(list(files)):
+        yield from block.ids
 
 
 # --- merging -------------------------------------------------------------------------

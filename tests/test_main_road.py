@@ -478,7 +478,7 @@ def test_patterns_that_could_have_been_meant_otherwise_are_explained(
     (odd / "a[1].tfrecord").write_bytes(b"")
     score = ("eval", f"--train_dir={run_directory}", "--run_once")
     for pattern, said in (
-        (odd, f"names the folder {odd}; name the files in it, as {odd}/*."),
+        (odd, f"names the folder {odd}; name the files in it, as {odd}/*.tfrecord."),
         (odd / "a[1].tfrecord", "`[` begins a set of characters there; put `?`"),
     ):
         assert said in refuse(capsys, *score, f"--eval_data_pattern={pattern}")

@@ -134,9 +134,12 @@ def _hint(glob: str) -> str:
 
 def _refuse_folder(path: str, flag: str) -> None:
     if not remote.is_url(path) and tf.io.gfile.isdir(path):
-        folder = path.rstrip("/")
+        shards = f"{path.rstrip('/')}/*.tfrecord"
+        as_any = (
+            shards if tf.io.gfile.glob(shards) else shards.removesuffix(".tfrecord")
+        )
         raise UserError(
-            f"{flag} names the folder {path}; name the files in it, as {folder}/*."
+            f"{flag} names the folder {path}; name the files in it, as {as_any}."
         )
 
 

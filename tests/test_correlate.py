@@ -94,7 +94,10 @@ def test_what_cannot_be_used_is_named_and_nothing_is_written(shards, tmp_path, c
             [f"--train_data_pattern={tmp_path}/negative", to],
             "negative, record 0 (id v): label -1 is negative",
         ),
-        ([shards, f"--output_file={tmp_path}/bad/x"], "bad cannot be written to"),
+        (
+            [shards, f"--output_file={tmp_path}/bad/folder"],
+            "bad/folder cannot be writt",
+        ),
     ):
         assert run("correlate", flags) == 1
         assert message in capsys.readouterr().err

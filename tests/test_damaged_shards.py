@@ -221,3 +221,19 @@ def test_empty_files_are_left_out_with_a_warning(tmp_path, capsys, command):
     status, error = run(command, tmp_path, capsys)
     assert status == 1
     assert f"{paths[0]} holds no record that can be read" in error
+
+
+@pytest.mark.parametrize("flag", ["train_data_pattern", "eval_data_pattern"])
+def test_training_refuses_shards_without_labels(tmp_path, capsys, flag):
+    paths = {}
+    for name, labels in (("labelled", [1]), ("test", None)):
+        paths[name] = f"{tmp_path}/{name}"
+        records = [video_record(f"v{i}", labels) for i in range(COUNT)]
+        write_records(paths[name], records)
+    patterns = dict.fromkeys(("train_data_pattern", "eval_data_pattern"), "labelled")
+    patterns[flag] = "test"
+    flags = [f"--{name}={paths[which]}" for name, which in patterns.items()]
+    flags += ["--feature_names=mean_rgb", "--feature_sizes=4", "--num_classes=3"]
+    assert main.run("train", [*flags, f"--train_dir={tmp_path}/run"]) == 1
+    assert f"--{flag}: {paths['test']} has no labels" in capsys.readouterr().err
+    assert not os.path.exists(f"{tmp_path}/run")

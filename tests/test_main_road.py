@@ -470,32 +470,6 @@ def test_patterns_without_files_are_named(run_directory, tmp_path, capsys):
     assert "--eval_data_pattern" in error
 
 
-def test_patterns_that_could_have_been_meant_otherwise_are_explained(
-    run_directory, tmp_path, capsys
-):
-    odd = tmp_path / "odd"
-    odd.mkdir()
-    (odd / "a[1].tfrecord").write_bytes(b"")
-    score = ("eval", f"--train_dir={run_directory}", "--run_once")
-    for pattern, said in (
-        (odd, f"names the folder {odd}; name the files in it, as {odd}/*.tfrecord."),
-        (odd / "a[1].tfrecord", "`[` begins a set of characters there; put `?`"),
-    ):
-        assert said in refuse(capsys, *score, f"--eval_data_pattern={pattern}")
-    count = ("count", f"--input_data_pattern={odd}")
-    assert f"--input_data_pattern names the folder {odd}" in refuse(capsys, *count)
-
-
-def test_shards_without_labels_are_not_trained_on(shards, tmp_path, capsys):
-    flags = train_flags(shards, tmp_path / "run", "--max_steps=2")
-    unlabelled = f"{shards}/test/*.tfrecord"
-    said = refuse(capsys, "train", *flags, f"--train_data_pattern={unlabelled}")
-    assert "test0000.tfrecord has no labels" in said and "--train_data_pattern" in said
-    said = refuse(capsys, "train", *flags, f"--eval_data_pattern={unlabelled}")
-    assert "has no labels" in said and "give --eval_data_pattern shards" in said
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_vocabulary_of_another_release_is_told(
     run_directory, shards, tmp_path, capsys
 ):
@@ -510,8 +484,14 @@ def test_a_vocabulary_of_another_release_is_told(
     for last, warned in ((11, False), (12, True)):
         vocabulary.write_text(f"Index,Name\n0,Chess\n{last},Go\n")
         assert command("inference", *flags) == 0
-        said = "names class 12, and the model has 12 classes" in capsys.readouterr().err
-        assert said == warned
+        said = capsys.readouterr().err
+        assert ("names class 12, but there are 12 classes" in said) == warned
+
+
+def test_a_misspelt_feature_has_its_near_match(shards, tmp_path, capsys):
+    flags = train_flags(shards, tmp_path / "run", "--max_steps=2")
+    misspelt = ("--feature_names=rbg,audio", "--feature_sizes=32,32")
+    assert "Did you mean rgb?" in refuse(capsys, "train", *flags, *misspelt)
 
 
 def test_shards_of_the_wrong_level_or_kind_are_called_what_they_are(

@@ -20,7 +20,7 @@ from yt8m.data.records import (
     encode_video_record,
     write_records,
 )
-from yt8m.errors import DataError
+from yt8m.errors import DataError, UserError
 
 UNEVEN = (0, 3, 50, 1, 17, 30, 5, 0, 11, 2)
 FRAMES = DataConfig("frame", {"rgb": 4}, 10, frames=FrameSelection(3))
@@ -383,3 +383,21 @@ def test_real_test_shard_holds_305_records_without_labels(real_data):
     batches = list(Reader(files, config, batch_size=100).batches())
     assert len(flat(batches)) == len(set(flat(batches))) == 305
     assert not any(batch["labels"].numpy().any() for batch, _ in batches)
+
+
+def test_a_folder_and_brackets_in_names_get_a_hint(tmp_path):
+    inner = tmp_path / "a[1]"
+    inner.mkdir()
+    (inner / "x.tfrecord").write_bytes(b"")
+    for pattern, said in (
+        (tmp_path, f"--x={tmp_path} is a folder: give {tmp_path}/*/*.tfrecord."),
+        (f"{inner}/*.tfrecord", f"write ? for each bracket, {tmp_path}/a?1?/*.tf"),
+        (f"{inner}/x.tfrecord", f"write ? for each bracket, {tmp_path}/a?1?/x.tf"),
+        (f"{tmp_path}/b[1]", "b[1]."),
+    ):
+        with pytest.raises(UserError) as error:
+            list_files(str(pattern), "--x")
+        assert said in str(error.value)
+        assert ("Brackets" in str(error.value)) == ("a[1]" in str(pattern))
+    assert list_files(f"{tmp_path}/a?1?/*", "--x") == [f"{inner}/x.tfrecord"]
+    assert list_files(str(tmp_path), "--x", folders=True) == [str(tmp_path)]

@@ -30,6 +30,7 @@ from yt8m.distribution import EachReplica
 from yt8m.errors import DataError, UserError
 from yt8m.evaluation import evaluate
 from yt8m.export import export
+from yt8m.inference import predict as predict_file
 from yt8m.inference.predict import (
     ExportedModel,
     best_of_logits,
@@ -407,3 +408,16 @@ def test_records_of_another_type_than_the_export_takes_are_refused(trained, tmp_
     batch = {k: tf.constant(v) for k, v in batch.items()}
     with pytest.raises(UserError, match="takes audio as uint8, but .* hold float32"):
         model(batch)
+
+
+def test_videos_that_are_in_the_shards_twice_are_warned_of(caplog, monkeypatch):
+    monkeypatch.setattr(predict_file.log, "propagate", True)
+    ids = [np.array([b"a", b"bb"]), np.array([b"ccc", b"bb", b"a"])]
+    predict_file._warn_of_repeated(ids, "x.csv")
+    assert "x.csv: 2 video(s) are in the shards more than once, the first a" in (
+        caplog.text
+    )
+    caplog.clear()
+    predict_file._warn_of_repeated([ids[0]], "x.csv")
+    predict_file._warn_of_repeated([], "x.csv")
+    assert not caplog.text

@@ -49,8 +49,8 @@ def run(flags: shared.FlagValues) -> int:
     if flags.output_file and not flags.segments:
         raise UserError("--output_file is for the classes of segments: add --segments.")
     files = data_files.list_files(flags.input_data_pattern, "--input_data_pattern")
-    shared.prepare_output(flags, "output_file", files)
-    shared.prepare_output(flags, "per_class", files)
+    for name in ("output_file", "per_class"):
+        shared.prepare_output(flags, name, [*files, flags.vocabulary])
     vocabulary = load_vocabulary(flags.vocabulary) if flags.vocabulary else None
     _, sniffed = data_files.sniff_first(files)
     sizes = {name: size for name, (_, size) in sniffed.features.items()}

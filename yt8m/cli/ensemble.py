@@ -139,7 +139,8 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "output_file", "No file to write")
     paths = _paths(flags.sources)
     weights = check(flags, paths)
-    shared.prepare_output(flags, "output_file", paths)
+    inputs = [*paths, *_paths(flags.held_out_sources)]
+    shared.prepare_output(flags, "output_file", inputs)
     if _are_rankings(flags, paths):
         return _average_rankings(flags, paths, weights)
     sources = open_sources(paths, flags.num_classes)

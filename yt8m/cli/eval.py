@@ -94,8 +94,10 @@ def run(flags: shared.FlagValues) -> int:
         **options,
     )
     vocabulary = load_vocabulary(flags.vocabulary) if flags.vocabulary else None
-    shared.warn_of_misfits(flags, config)
+    shared.warn_of_segments(flags, config)
     writable = _is_writable(directory, flags.segment_labels)
+    if vocabulary:
+        shared.warn_of_vocabulary(flags, vocabulary, config.data.num_classes)
     checkpoints, model, scored = runs.Checkpoints(directory), None, None
     while True:
         info = None

@@ -26,7 +26,7 @@ from yt8m.config import (
     TrainingConfig,
 )
 from yt8m.data import eigenvalues
-from yt8m.errors import UserError
+from yt8m.errors import UserError, near_matches
 
 log = logging.getLogger("yt8m")
 
@@ -188,34 +188,45 @@ def require(flags: FlagValues, name: str, what: str) -> None:
 
 
 def prepare_output(flags: FlagValues, name: str, inputs: Iterable[str] = ()) -> None:
-    """Looks, before anything is computed, whether the file of a flag can be written.
+    """Checks that the file of the flag `name` can be written, before the work is done.
 
-    Makes the folder that it is to be in.
+    Makes its folder. A name that ends in `.predictions` is a folder itself.
 
     Args:
-        flags: of the command.
-        name: of the flag; nothing is done if it is empty.
-        inputs: files that are read.
+        flags: of the command; nothing is done if the flag is empty.
+        name: of the flag.
+        inputs: paths of what is read, which it must not replace.
 
     Raises:
-        UserError: it is a folder, one of the inputs, or cannot be written.
+        UserError: it is an input, or a folder, or cannot be written there.
     """
     import tensorflow as tf
 
     from yt8m import runs
-    from yt8m.data.predictions import ENDING
+    from yt8m.data.predictions import ENDING, is_predictions
 
     path = flags[name].value
     if not path:
         return
-    if tf.io.gfile.isdir(path) and not path.endswith(ENDING):
-        raise UserError(f"--{name}={path} is a folder; give it the name of a file.")
-    if os.path.realpath(path) in map(os.path.realpath, inputs):
+    said = f"--{name}={path}"
+    if remote.is_url(path):
+        raise UserError(f"{said}: nothing can be written to a web server.")
+    if os.path.realpath(path) in {os.path.realpath(p) for p in inputs if p}:
         raise UserError(
-            f"--{name}={path} is also an input, which it would replace; choose another "
-            "name."
+            f"{said} is also an input, which it would replace; choose another name."
         )
-    runs.make_directory(os.path.dirname(path) or ".")
+    if path.endswith("/") and not path.rstrip("/").endswith(ENDING):
+        raise UserError(f"{said} is a folder: give the name of a file in it.")
+    if tf.io.gfile.isdir(path) and not is_predictions(path):
+        raise UserError(
+            f"{said} exists and is no folder of predictions; choose another name."
+            if path.rstrip("/").endswith(ENDING)
+            else f"{said} is a folder: give the name of a file in it."
+        )
+    try:
+        runs.make_directory(os.path.dirname(path.rstrip("/")) or ".")
+    except UserError as e:
+        raise UserError(f"{said} cannot be written: {e}") from e
 
 
 def reader(
@@ -324,6 +335,19 @@ def open_video_embeddings(flags: FlagValues, model: str, args: dict[str, Any]):
             f"{found.size} numbers, and {model} reads {size}."
         )
     return found
+
+
+def warn_of_vocabulary(flags: FlagValues, vocabulary, num_classes: int) -> None:
+    """Warns of a vocabulary with classes that the model lacks, of another release."""
+    last = max(vocabulary.names, default=-1)
+    if last >= num_classes:
+        log.warning(
+            "--vocabulary=%s names class %d, but there are %d classes: if it is of "
+            "another release of the dataset, its names are wrong.",
+            flags.vocabulary,
+            last,
+            num_classes,
+        )
 
 
 def vocabulary(flags: FlagValues, help: str) -> None:
@@ -736,9 +760,11 @@ def parse_features(names: str, sizes: str | None) -> dict[str, int]:
         known = {**schema.FRAME_FEATURES, **schema.VIDEO_FEATURES}
         unknown = [n for n in listed if n not in known]
         if unknown:
+            # With its size given, a shard that lacks it says what it holds.
             raise UserError(
                 f"The size of {', '.join(unknown)} is unknown; give --feature_sizes, "
-                f"one for each of --feature_names={names}."
+                f"one for each of --feature_names={names}. "
+                f"{near_matches(unknown[0], known)}"
             )
         return {n: known[n] for n in listed}
     try:
@@ -858,24 +884,8 @@ def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
             raise UserError(f"The run was started with {was}, not {name}={value}.")
 
 
-def warn_of_misfits(flags: FlagValues, config: RunConfig) -> None:
-    """Says where a run of segments is given whole videos, or a vocabulary names other
-    classes than the run's."""
-    from yt8m.data.vocabulary import load_vocabulary
-
-    if flags.vocabulary:
-        last, count = (
-            max(load_vocabulary(flags.vocabulary).names),
-            config.data.num_classes,
-        )
-        if last >= count:
-            log.warning(
-                "%s names class %d, and the model has %d classes; of another release, "
-                "it would name them wrongly.",
-                flags.vocabulary,
-                last,
-                count,
-            )
+def warn_of_segments(flags: FlagValues, config: RunConfig) -> None:
+    """Says where a run of segments is given whole videos."""
     if config.data.segments and not flags.segment_labels:
         log.warning(
             "The run was trained on segments; these are whole videos. Give "
@@ -904,11 +914,29 @@ def _warn_of_frames(flags: FlagValues) -> None:
             log.warning("--%s has no effect: %s sees no frames.", name, flags.model)
 
 
+def _held(flags: FlagValues) -> str:
+    """What the first shard of the flags holds, for a message; empty if unknown."""
+    from yt8m.data.files import describe, list_files, sniff_first
+
+    for name in ("train_data_pattern", "eval_data_pattern", "input_data_pattern"):
+        if name in flags and flags[name].value:
+            try:
+                path, found = sniff_first(list_files(flags[name].value, f"--{name}"))
+            except UserError:
+                continue  # what is wrong there is not what is to be said
+            sizes = {n: size for n, (_, size) in found.features.items()}
+            return f" {path} holds {describe(sizes)}."
+    return ""
+
+
 def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
     """The `DataConfig` of the flags; what is not given comes from `default`."""
     wanted = default.features
     if flags.feature_names:
-        wanted = parse_features(flags.feature_names, flags.feature_sizes)
+        try:
+            wanted = parse_features(flags.feature_names, flags.feature_sizes)
+        except UserError as e:
+            raise UserError(f"{e}{_held(flags)}") from e
     elif flags.feature_sizes:
         raise UserError("--feature_sizes is given without --feature_names.")
     method = flags.frame_selection

@@ -302,7 +302,8 @@ def _predict(flags: shared.FlagValues) -> int:
     with strategy.scope():
         model, config, origin = _load(flags)
     data = config.data
-    shared.warn_of_misfits(flags, config)
+    shared.warn_of_segments(flags, config)
+    _check_vocabulary(flags, data.num_classes)
     # A model that was trained on segments predicts whole videos too.
     data, options = shared.evaluated_data(
         flags, dataclasses.replace(data, segments=False)
@@ -628,6 +629,15 @@ def _rescoring(flags: shared.FlagValues, classes: Any) -> Any:
     if flags.class_relevance:
         relevance = load_class_relevance(flags.class_relevance, classes)
     return Rescoring(classes, prior, relevance)
+
+
+def _check_vocabulary(flags: shared.FlagValues, num_classes: int) -> None:
+    """Warns of a vocabulary of another release."""
+    from yt8m.data.vocabulary import load_vocabulary
+
+    if flags.names:
+        vocabulary = load_vocabulary(flags.vocabulary)
+        shared.warn_of_vocabulary(flags, vocabulary, num_classes)
 
 
 def _listing(flags: shared.FlagValues, path: str | None) -> Any:

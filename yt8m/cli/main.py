@@ -9,9 +9,11 @@ Exit status: 0 done, 1 an error (one line on stderr), 2 a wrong command line, 13
 import contextlib
 import importlib
 import importlib.util
+import itertools
 import logging
 import os
 import pkgutil
+import re
 import signal
 import sys
 import tempfile
@@ -51,16 +53,14 @@ def run(command: str, arguments: list[str]) -> int:
     )
     module.define(flags)
     try:
+        _refuse_forgotten_values(flags, arguments)
         rest = flags([command, *arguments])[1:]
         if flags["help"].value:
             print(_help(command, module, flags))
             return 0
-        _refuse_missing_values(flags)
         wanted = getattr(module, "POSITIONAL", ())
         if len(rest) > len(wanted):
-            raise UserError(
-                f"{rest[len(wanted)]!r} is not a flag; flags are written --name=value."
-            )
+            raise UserError(_stray(rest[len(wanted)], flags, arguments))
         if len(rest) < len(wanted):
             raise UserError(f"Give {wanted[len(rest)]}; see --help.")
         import_tensorflow()
@@ -89,12 +89,37 @@ def run(command: str, arguments: list[str]) -> int:
         return Interrupted(128 + signal.SIGINT)
 
 
-def _refuse_missing_values(flags: absl_flags.FlagValues) -> None:
-    """Raises `UserError` for a flag that has taken the next one for its value."""
-    for name in flags:
-        value = flags[name].value
-        if flags[name].present and isinstance(value, str) and value.startswith("--"):
-            raise UserError(f"--{name} has no value: it is followed by {value}.")
+def _refuse_forgotten_values(
+    flags: absl_flags.FlagValues, arguments: list[str]
+) -> None:
+    """Raises an error for a flag that would take the next flag for its value.
+
+    absl takes `--train_dir --model=X` for a run directory named `--model=X`.
+    """
+    for word, following in itertools.pairwise([*arguments, "--"]):
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-") or name not in flags or flags[name].boolean:
+            continue
+        if (value if equals else following).startswith("--"):
+            of_file = re.search(r"\b(file|folder|directory)\b", flags[name].help, re.I)
+            what = of_file[1].upper() if of_file else "VALUE"
+            raise absl_flags.Error(
+                f"--{name} has no value: write --{name}={what}. It is: "
+                f"{flags[name].help.strip()}"
+            )
+
+
+def _stray(word: str, flags: absl_flags.FlagValues, arguments: list[str]) -> str:
+    """What to say of a word that is no flag."""
+    before = arguments[arguments.index(word) - 1].lstrip("-")
+    if arguments.index(word) and before in flags and flags[before].boolean:
+        return f"--{before} takes no second word: write --{before}={word}."
+    said = f"{word!r} is not a flag; flags are written --name=value"
+    pattern = next((n for n in sorted(flags) if n.endswith("data_pattern")), None)
+    if pattern and os.path.exists(word):
+        files = f"{word.rstrip('/')}/*.tfrecord" if os.path.isdir(word) else word
+        return f"{said}: --{pattern}='{files}'."
+    return f"{said}."
 
 
 def leave(status: int) -> NoReturn:
@@ -189,7 +214,7 @@ def main() -> None:
             module = importlib.util.find_spec(f"yt8m.cli.{name.replace('-', '_')}")
             print(f"  {name:20s} {_first_line(module.origin)}")
         sys.exit(0 if len(sys.argv) > 1 else 2)
-    if sys.argv[1] == "--version":
+    if sys.argv[1] in ("--version", "-V"):
         print(f"yt8m {__version__}")
         sys.exit(0)
     command = sys.argv[1]

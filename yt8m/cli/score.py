@@ -56,6 +56,7 @@ def define(flags: shared.FlagValues) -> None:
 
 def run(flags: shared.FlagValues, path: str) -> int:
     from yt8m import runs
+    from yt8m.data.files import list_files
     from yt8m.data.vocabulary import load_vocabulary
     from yt8m.inference import scoring
 
@@ -64,8 +65,9 @@ def run(flags: shared.FlagValues, path: str) -> int:
         raise UserError(
             "--vocabulary is for --per_class and --output_file: give one of these."
         )
-    for name in ("per_class", "output_file"):
-        shared.prepare_output(flags, name, (path,))
+    for name in ("output_file", "per_class"):
+        inputs = [path, flags.vocabulary, *list_files(flags.labels, "--labels")]
+        shared.prepare_output(flags, name, inputs)
     vocabulary = load_vocabulary(flags.vocabulary) if flags.vocabulary else None
     result = scoring.score_submission(
         path,

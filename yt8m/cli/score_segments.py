@@ -69,11 +69,13 @@ def run(flags: shared.FlagValues) -> int:
     from yt8m.inference.segments import segment_average_precisions
 
     shared.require(flags, "submission_file", "No submission to score")
+    for name in ("per_class", "label_cache"):
+        inputs = [flags.submission_file, flags.vocabulary, flags.segment_label_ids_file]
+        shared.prepare_output(flags, name, inputs)
     vocabulary = Vocabulary()
     if flags.vocabulary:
         shared.require(flags, "per_class", "No table for the names of --vocabulary")
         vocabulary = load_vocabulary(flags.vocabulary)
-    shared.prepare_output(flags, "per_class", (flags.submission_file,))
     ratings = _ratings(flags)
     if flags.segment_label_ids_file:
         wanted = load_class_ids(flags.segment_label_ids_file).tolist()

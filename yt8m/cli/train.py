@@ -166,6 +166,18 @@ def _is_begun(flags: shared.FlagValues, directory: str) -> bool:
     return False
 
 
+def _refuse_unlabelled(config: RunConfig, train_reader, eval_reader) -> None:
+    """Raises `UserError` for shards without labels where labels are learned."""
+    from yt8m.data.files import refuse_unlabelled
+
+    if config.data.segments:  # whose own labels are looked for as they are counted
+        return
+    if not config.training.teacher:
+        refuse_unlabelled(train_reader.files, "--train_data_pattern")
+    if eval_reader:
+        refuse_unlabelled(eval_reader.files, "--eval_data_pattern")
+
+
 def training_reader(flags: shared.FlagValues, config: RunConfig, **options):
     """A reader of --train_data_pattern that gives what the run `config` trains on.
 
@@ -190,18 +202,6 @@ def training_reader(flags: shared.FlagValues, config: RunConfig, **options):
         only_classes=_only_classes(training.only_classes, config.data.num_classes),
         **options,
     )
-
-
-def _refuse_unlabelled(config: RunConfig, train_reader, eval_reader) -> None:
-    """Raises `UserError` for shards from which nothing is learned, or scored."""
-    from yt8m.data.files import refuse_unlabelled
-
-    if config.data.segments:
-        return  # the reader refuses shards without rated segments
-    if not config.training.teacher:
-        refuse_unlabelled(train_reader.files, "--train_data_pattern")
-    if eval_reader:
-        refuse_unlabelled(eval_reader.files, "--eval_data_pattern")
 
 
 def _reader(flags: shared.FlagValues, flag: str, config: RunConfig, **options):

@@ -1,6 +1,5 @@
 """Centroids of frames, found by k-means on shards too large for memory."""
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from yt8m import schema
+from yt8m.data.array_files import save_arrays
 from yt8m.data.records import decode_record
 from yt8m.errors import DataError, UserError
 from yt8m.progress import Progress
@@ -30,14 +30,12 @@ class Centroids:
 
     def save(self, path: str) -> None:
         """Writes the file under a temporary name and renames it."""
-        temporary = f"{path}.writing.npz"
-        np.savez(
-            temporary,
+        save_arrays(
+            path,
             values=self.values,
             names=list(self.features),
             sizes=list(self.features.values()),
         )
-        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: str) -> "Centroids":

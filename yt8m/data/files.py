@@ -1,16 +1,16 @@
 """The files that a pattern names, and what their first record says of them."""
 
-import contextlib
 import difflib
 import functools
 import logging
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import tensorflow as tf
 
-from yt8m import remote
+from yt8m import remote, schema
 from yt8m.config import DataConfig
 from yt8m.data import index
 from yt8m.data.records import decode_record
@@ -55,12 +55,12 @@ def list_files(pattern: str, flag: str, folders: bool = False) -> list[str]:
 
     Args:
         pattern: the globs.
-        flag: that has them (`--train_data_pattern`), for messages.
-        folders: whether they may name folders.
+        flag: names them in messages (`--train_data_pattern`).
+        folders: whether a folder may be named, as that of predictions.
 
     Raises:
-        UserError: a glob matches nothing, or is the name of a folder, or its file
-            system cannot be used.
+        UserError: a glob matches nothing or is a folder, or its file system cannot be
+            used; the message names `flag`.
     """
     remote.prepare(pattern, flag)
     globs = [part.strip() for part in pattern.split(",") if part.strip()]
@@ -76,9 +76,9 @@ def list_files(pattern: str, flag: str, folders: bool = False) -> list[str]:
     for glob, files in zip(globs, found, strict=True):
         if not files:
             of = f": there is no {glob}" if glob != pattern else ""
-            raise UserError(f"No file matches {flag}={pattern}{of}{_hint(glob)}.")
-        if glob in files and not folders:  # no pattern, but a name
-            _refuse_folder(glob, flag)
+            raise UserError(f"No file matches {flag}={pattern}{of}.{_brackets(glob)}")
+        if files == [glob] and not folders and tf.io.gfile.isdir(glob):
+            raise UserError(f"{flag}={glob} is a folder: give {_within(glob)}.")
     return sorted({path for files in found for path in files})
 
 
@@ -125,22 +125,29 @@ def _find(glob: str, flag: str) -> list[str]:
     return tf.io.gfile.glob(glob)
 
 
-def _hint(glob: str) -> str:
-    """What to do about a pattern that matches nothing, if that can be told."""
-    if "[" in glob and not remote.is_url(glob) and tf.io.gfile.exists(glob):
-        return ", for `[` begins a set of characters there; put `?` in its place"
-    return ""
+def _brackets(glob: str) -> str:
+    """Says so if files are there whose names have the brackets of a glob."""
+    if "[" not in glob or remote.is_url(glob):
+        return ""
+    try:
+        found = tf.io.gfile.exists(glob) or tf.io.gfile.glob(re.sub(r"[][]", "?", glob))
+    except tf.errors.OpError:
+        return ""
+    if not found:
+        return ""
+    return (
+        " Brackets stand for one of the characters between them; files of that very "
+        f"name are there: write ? for each bracket, {re.sub(r'[][]', '?', glob)}."
+    )
 
 
-def _refuse_folder(path: str, flag: str) -> None:
-    if not remote.is_url(path) and tf.io.gfile.isdir(path):
-        shards = f"{path.rstrip('/')}/*.tfrecord"
-        as_any = (
-            shards if tf.io.gfile.glob(shards) else shards.removesuffix(".tfrecord")
-        )
-        raise UserError(
-            f"{flag} names the folder {path}; name the files in it, as {as_any}."
-        )
+def _within(folder: str) -> str:
+    """The glob of the shards in a folder, or in those within it."""
+    folder = folder.rstrip("/")
+    for glob in (f"{folder}/*.tfrecord", f"{folder}/*/*.tfrecord"):
+        if tf.io.gfile.glob(glob):
+            return glob
+    return f"{folder}/*.tfrecord"
 
 
 def sniff(path: str) -> Sniffed | None:
@@ -189,20 +196,21 @@ def sniff_first(files: list[str]) -> tuple[str, Sniffed]:
 
 
 def refuse_unlabelled(files: list[str], flag: str) -> None:
-    """Raises `UserError` if the first records of `files` have no labels at all.
+    """Raises `DataError` if no record at the start of the first file has labels.
 
-    Args:
-        files: which can be read.
-        flag: that names them.
+    Training would take all of its classes for absent. `flag` names the files.
     """
     path, _ = sniff_first(files)
     for offset in index.first_offsets(path, _SNIFFED_RECORDS):
-        with contextlib.suppress(DataError, tf.errors.OpError):  # when it is reached
-            if decode_record(index.read_record(path, offset)).labels is not None:
-                return
-    raise UserError(
-        f"{path} has no labels, as the dataset's test shards have none: give {flag} "
-        "shards with labels."
+        try:
+            record = decode_record(index.read_record(path, offset))
+        except (DataError, tf.errors.OpError):
+            continue  # reported when it is reached
+        if record.labels is not None:
+            return
+    raise DataError(
+        f"{flag}: {path} has no labels (no key {schema.LABELS_KEY}), as the dataset's "
+        "test split; give shards of the training or validation split."
     )
 
 
@@ -262,20 +270,21 @@ def _check(path: str, sniffed: Sniffed, config: DataConfig, wanted_by: str):
     if any(found.get(n, -1) not in (0, size) for n, size in config.features.items()):
         raise UserError(
             f"{path} has the features {describe(found) or 'none'}, but {wanted_by} "
-            f"wants {describe(config.features)}; {_other_features(config, found)}"
+            f"wants {describe(config.features)}; give --feature_names and "
+            f"--feature_sizes.{_similar(config.features, found)}"
         )
     for name in config.features:
         if config.level == "video" and sniffed.features[name][0] != "float":
             raise UserError(f"{path} has {name} as bytes; a video-level one is floats.")
 
 
-def _other_features(config: DataConfig, found: dict[str, int]) -> str:
-    """What to do about a feature that is not there, or has another size."""
-    for name in config.features:
+def _similar(wanted: Iterable[str], found: Iterable[str]) -> str:
+    """A question for the first name that is not there and much like one that is."""
+    for name in wanted:
         close = difflib.get_close_matches(name, found, n=1)
-        if name not in found and close:
-            return f"did you mean {close[0]}, for {name}?"
-    return "give --feature_names and --feature_sizes."
+        if close and close[0] != name:
+            return f" Did you mean {close[0]}?"
+    return ""
 
 
 def describe(features: dict[str, int]) -> str:

@@ -9,6 +9,7 @@ how it is parsed. A frame-level record may have rated segments, which
 letters: B records, T frames, C classes.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import tensorflow as tf
 from yt8m import schema
 from yt8m.config import DataConfig, FrameAugmentation
 from yt8m.data.frames import scene_breaks, select_frames
-from yt8m.errors import DataError
+from yt8m.errors import DataError, UserError, reason
 
 Batch = dict[str, tf.Tensor]
 
@@ -107,20 +108,39 @@ class Record:
 
 
 def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
-    """Writes a TFRecord file under a temporary name, renames it, counts the records."""
+    """Writes a TFRecord file under a temporary name, renames it, counts the records.
+
+    Raises:
+        UserError: it cannot be written; errors of `records` are raised as they are.
+    """
     path, count = os.fspath(path), 0
     temporary = f"{path}.writing"
     try:
-        with tf.io.TFRecordWriter(temporary) as writer:
+        with _explained(path):
+            opened = tf.io.TFRecordWriter(temporary)
+        with opened as writer:
             for record in records:
-                writer.write(record)
+                with _explained(path):
+                    writer.write(record)
                 count += 1
-        tf.io.gfile.rename(temporary, path, overwrite=True)
+            with _explained(path):  # what was buffered is written now
+                writer.close()
+        with _explained(path):
+            tf.io.gfile.rename(temporary, path, overwrite=True)
     except BaseException:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)
         raise
     return count
+
+
+@contextlib.contextmanager
+def _explained(path: str):
+    """Words an error of writing, lest it be taken for one of what is read."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as e:
+        raise UserError(f"{path} cannot be written: {reason(e)}") from e
 
 
 def encode_frame_record(

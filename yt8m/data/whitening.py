@@ -1,10 +1,10 @@
 """Global normalisation: the mean and the PCA of video-level features, over shards."""
 
-import os
 from collections.abc import Iterable
 
 import numpy as np
 
+from yt8m.data.array_files import save_arrays
 from yt8m.errors import UserError
 
 
@@ -75,11 +75,9 @@ def fit(batches: Iterable[np.ndarray], size: int) -> Moments:
 def save(path: str, moments: Moments, count: int | None = None) -> None:
     """Writes `mean` [D], `components` [D, D'] and `variance` [D'] to an .npz file."""
     components, variance = principal_components(moments, count)
-    temporary = f"{path}.writing.npz"
-    np.savez(
-        temporary,
+    save_arrays(
+        path,
         mean=moments.mean.astype(np.float32),
         components=components.astype(np.float32),
         variance=variance.astype(np.float32),
     )
-    os.replace(temporary, path)

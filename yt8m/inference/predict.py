@@ -7,6 +7,7 @@ segment.
 """
 
 import json
+import logging
 import os
 import re
 from collections import deque
@@ -38,6 +39,8 @@ from yt8m.inference.windows import (
 from yt8m.metrics.best_classes import best_classes
 from yt8m.model import YT8MModel, forward, top_classes
 from yt8m.progress import Progress
+
+log = logging.getLogger("yt8m")
 
 # Batches computed but not yet written; a slow disk stops the device, not the memory.
 _MAX_PENDING = 4
@@ -187,6 +190,7 @@ def predict(
     rank_here = on_processors(strategy)
     function = logits_function(model) if rank_here else predict_function(model, top_k)
     found = EachReplica(function, strategy, reader.batch_size)
+    seen: list[np.ndarray] = []  # the ids
     if output_file.endswith(ENDING):
         known = model.config if isinstance(model, ExportedModel) else model
         file = PredictionsWriter(output_file, known.num_classes, top_k, written_by)
@@ -203,6 +207,7 @@ def predict(
             ids, *best = (result.numpy() for result in results)
             classes, scores = best_of_logits(*best, top_k) if rank_here else best
             write_batch(ids, classes, scores)
+            seen.append(np.array(ids.tolist(), "S"))
             if listing:
                 listing.write_videos(ids, classes, scores)
             return len(scores)
@@ -212,7 +217,24 @@ def predict(
         )
         results = ((ids, *outputs) for ids, outputs in found.map(batches))
         overlap(results, write, progress)
+    _warn_of_repeated(seen, output_file)
     return writer.count
+
+
+def _warn_of_repeated(ids: list[np.ndarray], path: str) -> None:
+    """Warns of videos that are in the shards twice; memory is that of their ids."""
+    found, counts = np.unique(
+        np.concatenate([np.array([], "S1"), *ids]), return_counts=True
+    )
+    repeated = found[counts > 1]
+    if len(repeated):
+        log.warning(
+            "%s: %d video(s) are in the shards more than once, the first %s; a "
+            "submission may have each once.",
+            path,
+            len(repeated),
+            repeated[0].decode(errors="replace"),
+        )
 
 
 def overlap(

@@ -86,8 +86,8 @@ class AdaptiveNoise(Pooling):
 
     Args:
         class_counts: a CSV file with the header Index,Videos and a line for each
-            class, as `yt8m count --per_class=FILE` writes it. It is read when the layer
-            is new; a class that it lacks makes no noise.
+            class, as `yt8m count --per_class=FILE` writes it. It is read when the
+            layer is new; a class that it lacks makes no noise.
         num_classes: number of classes C.
 
     Call arguments:

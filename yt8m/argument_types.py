@@ -25,15 +25,20 @@ _WORDS = {
 }
 
 
-def refuse_wrong_types(what: str, cls: type, args: dict[str, Any]) -> None:
+def refuse_wrong_types(
+    what: str, cls: type, args: dict[str, Any], by_default: bool = False
+) -> None:
     """Raises `UserError` for a value that a constructor's argument cannot take.
 
     Args:
         what: what is built, for the message.
-        cls: its class. An argument without annotation is judged by its default.
+        cls: its class.
         args: the values by name; names that `cls` does not have are left alone.
+        by_default: whether an argument without annotation is judged by its default, as
+            those of Keras's optimisers, where None stands for a number. A user's own
+            constructor may take more than its default tells.
     """
-    declared = _declared(cls)
+    declared = _declared(cls, by_default)
     for name, value in args.items():
         annotation = declared.get(name, Any)
         if not fits(value, annotation):
@@ -54,7 +59,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if origin in (None, type(None)):
         return value is None
     if origin is bool:
-        return isinstance(value, numbers.Integral) and value in (0, 1)
+        return value is None or isinstance(value, numbers.Integral) and value in (0, 1)
     if origin is int:
         return isinstance(value, numbers.Integral)
     if origin is float:
@@ -91,18 +96,18 @@ def in_words(annotation: Any) -> str:
     return _WORDS.get(origin, getattr(origin, "__name__", str(origin)))
 
 
-def _declared(cls: type) -> dict[str, Any]:
+def _declared(cls: type, by_default: bool) -> dict[str, Any]:
     """The type of each constructor argument, that of the class itself first."""
     found: dict[str, Any] = {}
     for owner in cls.__mro__:
         init = owner.__dict__.get("__init__")
         if inspect.isfunction(init):
-            for name, annotation in _declared_by(init).items():
+            for name, annotation in _declared_by(init, by_default).items():
                 found.setdefault(name, annotation)
     return found
 
 
-def _declared_by(init: Callable[..., None]) -> dict[str, Any]:
+def _declared_by(init: Callable[..., None], by_default: bool) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(init)
     except (NameError, TypeError):  # of a user's class: a name that is not there
@@ -114,8 +119,12 @@ def _declared_by(init: Callable[..., None]) -> dict[str, Any]:
             found[name] = hints[name]
             if default is None:  # as in `size: int = None`
                 found[name] = hints[name] | None
-        elif isinstance(default, bool | str):
-            found[name] = type(default)
+        elif not by_default:
+            continue
+        elif isinstance(default, bool):
+            found[name] = bool
         elif isinstance(default, int | float):
             found[name] = float
+        elif default is None and name != "name":  # numbers, in the optimisers
+            found[name] = float | None
     return found

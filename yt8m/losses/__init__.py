@@ -106,7 +106,7 @@ def create(loss: str, /, **args: Any) -> Loss:
             raise UserError(f"{loss} needs {name}: give --label_loss_args={name}=...")
     if not inspect.isclass(found):
         return found
-    refuse_wrong_types(loss, found, args)
+    refuse_wrong_types(f"--label_loss_args of {loss}", found, args)
     try:
         return found(**args)
     except (ValueError, TypeError) as e:

@@ -1,5 +1,6 @@
 """Optimisers by name, with learning-rate schedules counted in examples."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,9 @@ _OPTIMIZERS: dict[str, tuple[type, dict[str, Any]]] = {
     "RMSProp": (keras.optimizers.RMSprop, {"rho": 0.9, "epsilon": 1e-10}),
     "Adagrad": (keras.optimizers.Adagrad, {"initial_accumulator_value": 0.1}),
 }
+
+# What an optimiser of Keras takes that --optimizer_args do not set.
+_OURS = ("learning_rate", "name", "kwargs")
 
 # The starter code took class names of tf.train.
 _SPELLINGS = {f"{name}Optimizer": name for name in _OPTIMIZERS} | {
@@ -154,7 +158,20 @@ def create_optimizer(
         )
     base, defaults = _OPTIMIZERS[name]
 
-    refuse_wrong_types(f"--optimizer_args of {name}", base, config.optimizer_args)
+    args = config.optimizer_args
+    if "learning_rate" in args:
+        raise UserError(
+            f"--optimizer_args: learning_rate={args['learning_rate']} is a flag of its "
+            "own, --base_learning_rate."
+        )
+    known = [n for n in inspect.signature(base).parameters if n not in _OURS]
+    for argument in args:
+        if argument not in known:
+            raise UserError(
+                f"--optimizer_args: {name} has no argument {argument}. "
+                f"{near_matches(argument, known)}"
+            )
+    refuse_wrong_types(f"--optimizer_args of {name}", base, args, by_default=True)
 
     class ReducedGradients(base):
         def _all_reduce_sum_gradients(self, grads_and_vars):

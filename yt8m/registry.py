@@ -16,7 +16,7 @@ import keras
 
 from yt8m import user_code
 from yt8m.argument_types import refuse_wrong_types
-from yt8m.errors import UserError, near_matches
+from yt8m.errors import UserError, as_raised, near_matches, reason
 
 LEVELS = ("frame", "video")
 
@@ -33,7 +33,7 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(level: str, paper: str):
+def register(level: str, paper: str | None = None):
     """Registers the decorated class under its own name.
 
     The class gets the attributes `level` and `paper`, and is registered with Keras
@@ -44,8 +44,12 @@ def register(level: str, paper: str):
         paper: where the model is described, as a short citation.
 
     Raises:
-        ValueError: for another level, or for a name that is taken.
+        ValueError: for another level, no paper, or a name that is taken.
     """
+    if isinstance(level, type) or paper is None:
+        raise ValueError(
+            'write @register(level="frame", paper="our own"), with your own values'
+        )
     if level not in LEVELS:
         raise ValueError(f"`level` must be one of {LEVELS}. Received: level={level!r}")
 
@@ -73,6 +77,12 @@ def names(level: str | None = None) -> list[str]:
 def get(name: str) -> Entry:
     """The entry of `name`. Raises `UserError` with near matches if there is none."""
     if name not in _ENTRIES:
+        cls = user_code.find_class(name)
+        if cls:
+            raise UserError(
+                f"{user_code.line_of(cls)}: {name} is not registered: write "
+                "@register(level=..., paper=...), of yt8m.registry, above it."
+            )
         raise UserError(f"Unknown model {name}. {near_matches(name, _ENTRIES)}")
     return _ENTRIES[name]
 
@@ -103,17 +113,36 @@ def create(name: str, **args: Any):
             that the model's constructor refuses.
     """
     cls = get(name).cls
-    known = [*arguments(cls), "dtype", "name"]
+    taken = arguments(cls)
+    known = [*taken, "dtype", "name"]
     for key in args:
         if key not in known:
             raise UserError(f"{name} has no argument {key}. {near_matches(key, known)}")
-    refuse_wrong_types(name, cls, args)
+    for key, default in taken.items():
+        if default is inspect.Parameter.empty and key not in args:
+            raise UserError(f"{name} needs {key}: give --model_args={key}=...")
+    refuse_wrong_types(f"--model_args of {name}", cls, args)
     try:
         return cls(**args)
     except (ValueError, TypeError) as e:
-        given = ", ".join(f"{key}={value!r}" for key, value in args.items())
-        said = user_code.explain(e) or e
-        raise UserError(f"{name} cannot be built with {given}: {said}") from e
+        raise _refused(name, args, e) from e
+
+
+def create_built(name: str, **args: Any):
+    """As `create`, with weights: some values are refused only when these are made."""
+    model = create(name, **args)
+    try:
+        return model.ensure_built()
+    except (ValueError, TypeError) as e:
+        if not set(args) - {"num_classes", "features", "dtype"}:
+            raise  # by default arguments, of which the user has said nothing
+        raise _refused(name, args, e) from e
+
+
+def _refused(name: str, args: dict[str, Any], error: Exception) -> UserError:
+    given = ", ".join(f"{key}={value!r}" for key, value in args.items())
+    said = user_code.explain(error) or reason(as_raised(error))
+    return UserError(f"{name} cannot be built with {given}: {said}")
 
 
 def create_part(what: str, classes: dict[str, type], name: str, args: dict[str, Any]):

@@ -17,6 +17,7 @@ import concurrent.futures
 import contextlib
 import importlib
 import json
+import logging
 import os
 import secrets
 import sys
@@ -36,6 +37,8 @@ from yt8m.errors import UserError, reason
 from yt8m.layers.constants import weights_follow
 from yt8m.model import FrameLevelModel, YT8MModel
 
+log = logging.getLogger("yt8m")
+
 CONFIG_FILE = "config.json"
 RECORD_FILE = "checkpoint.json"
 METRICS_FILE = "metrics.csv"  # a row for each line of the training log
@@ -44,6 +47,12 @@ EXPORT_FILE = "export.json"  # in the directory of an export
 SEGMENT_CLASSES_FILE = "segment_label_ids.csv"  # classes that segments are rated for
 _FILE_ERRORS = (OSError, tf.errors.OpError)
 _REGISTRIES = ("frame_level_models", "video_level_models")
+# Arguments of every model that are not among --model_args.
+_OF_FLAGS = {
+    "num_classes": "--num_classes",
+    "features": "--feature_names",
+    "dtype": "--precision",
+}
 
 
 def load_registries(module_file: str | None = None) -> None:
@@ -62,6 +71,8 @@ def load_registries(module_file: str | None = None) -> None:
     name = os.path.splitext(os.path.basename(path))[0]
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == path:
+        return
+    if user_code.is_loaded(loaded) and _stands_for(loaded.__file__, path):
         return
     if not os.path.isfile(path):
         raise UserError(
@@ -86,17 +97,36 @@ def load_registries(module_file: str | None = None) -> None:
         model_check.check_class(cls)
 
 
+def _stands_for(loaded: str, path: str) -> bool:
+    """Whether the user's file that is loaded does for `path`, of the same name.
+
+    It does for a copy, such as each bundle brings, and for one that is gone: a teacher
+    may name its model's file where it was before --model_module named it anew.
+    """
+    if not os.path.isfile(path):
+        log.info("%s is not there any more: %s is taken for it.", path, loaded)
+        return True
+    return _same_bytes(loaded, path)
+
+
+def _same_bytes(a: str, b: str) -> bool:
+    try:
+        with open(a, "rb") as one, open(b, "rb") as other:
+            return one.read() == other.read()
+    except FileNotFoundError:  # removed since it was loaded
+        return False
+
+
 def _refuse_second_copy(name: str, loaded: str) -> None:
     """Two differing copies of a registry would make edits to one of them vanish."""
     here = os.path.join(os.getcwd(), f"{name}.py")
     if not os.path.isfile(here) or os.path.samefile(here, loaded):
         return
-    with open(here, "rb") as a, open(loaded, "rb") as b:
-        if a.read() != b.read():
-            raise UserError(
-                f"Two differing copies of {name}.py: {here} and {loaded}, which is the "
-                "one in use. Install with `pip install -e .` so that there is one."
-            )
+    if not _same_bytes(here, loaded):
+        raise UserError(
+            f"Two differing copies of {name}.py: {here} and {loaded}, which is the "
+            "one in use. Install with `pip install -e .` so that there is one."
+        )
 
 
 def build_model(
@@ -117,23 +147,27 @@ def build_model(
         UserError: unknown name or argument, or a model of another level.
     """
     load_registries(config.module)
-    policy = precision if precision == "float32" else f"mixed_{precision}"
-    model = registry.create(
-        config.name,
-        num_classes=data.num_classes,
-        features=dict(data.features),
-        dtype=policy,
+    for name, flag in _OF_FLAGS.items():
+        if name in config.args:
+            raise UserError(f"--model_args: {name} is set by the flag {flag}.")
+    args = {
         **config.args,
-    )
-    if model.level != data.level:
+        "num_classes": data.num_classes,
+        "features": dict(data.features),
+        "dtype": precision if precision == "float32" else f"mixed_{precision}",
+    }
+    cls = registry.get(config.name).cls
+    if cls.level != data.level:
         raise UserError(
-            f"{config.name} is a {model.level}-level model, but the features "
+            f"{config.name} is a {cls.level}-level model, but the features "
             f"{', '.join(data.features)} are read at the {data.level} level."
         )
     with weights_follow() if restored else contextlib.nullcontext():
-        if user_code.holds(type(model)):
-            return model_check.build(model)
-        return model.ensure_built()
+        if user_code.holds(cls):
+            with model_check.watched_variables() as made:
+                model = registry.create(config.name, **args)
+                return model_check.build(model, args, made, restored)
+        return registry.create_built(config.name, **args)
 
 
 def default_data_config(name: str, **values: Any) -> DataConfig:

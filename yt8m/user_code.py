@@ -18,6 +18,8 @@ from yt8m.errors import UserError, as_raised
 _FILES: set[str] = set()  # that were loaded, as their code objects name them
 _LINE = re.compile(r'File "([^"]+)", line (\d+)')
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Keras's messages
+_NODES = re.compile(r"\{\{[^}]*\}\} ?| ?\[Op:\w*\]( name: ?)?")  # of TensorFlow's
+_OURS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
 
 def load(path: str, name: str) -> ModuleType:
@@ -57,6 +59,35 @@ def line_of(cls: type) -> str:
         return cls.__module__
 
 
+def find_class(name: str) -> type | None:
+    """The class `name` of a user's file that was loaded; None if none has one."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) in _FILES:
+            found = vars(module).get(name)
+            if isinstance(found, type) and holds(found):
+                return found
+    return None
+
+
+def is_loaded(module: ModuleType | None) -> bool:
+    """Whether `module` is a user's file that was loaded."""
+    return getattr(module, "__file__", None) in _FILES
+
+
+def line_that_runs() -> str | None:
+    """`FILE, line N`: the user's line that runs now; None if it has called code of
+    ours, which does what is asked about."""
+    frame = sys._getframe(2)  # what called the caller
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path in _FILES:
+            return f"{path}, line {frame.f_lineno}"
+        if path.startswith(_OURS):
+            return None
+        frame = frame.f_back
+    return None
+
+
 def explain(error: BaseException) -> str | None:
     """One line about an error that came up in a user's file; None for any other."""
     place = line_that_led_to(error)
@@ -90,5 +121,5 @@ def describe(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    text = " ".join(_COLOURS.sub("", text).split())
+    text = " ".join(_NODES.sub("", _COLOURS.sub("", text)).split())
     return f"{type(error).__name__}: {text[:300]}".rstrip(": ")

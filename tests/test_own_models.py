@@ -8,12 +8,15 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from model_cases import OPTIONS, SMALL, one_a_family
 from test_main_road import FEATURES, command, shards, train_flags  # noqa: F401
 from yt8m import model_check, registry, runs, user_code
 from yt8m.argument_types import fits, in_words, refuse_wrong_types
-from yt8m.config import DataConfig, ModelConfig
+from yt8m.config import DataConfig, ModelConfig, TrainingConfig
 from yt8m.errors import UserError
+from yt8m.training.optimizers import ExamplesSchedule, create_optimizer
 
 HEADER = """import keras
 import tensorflow as tf
@@ -81,6 +84,80 @@ def test_models_that_keep_to_the_rules_are_built(tmp_path):
     path = write_module(tmp_path, CLASSIFY, "VideoLevelModel", name, name="Own2")
     model = runs.build_model(ModelConfig("Own2", {}, str(path)), DATA[name])
     assert len(model.trainable_variables) == 2
+
+
+# What Keras offers, and none of it a mistake.
+RICH = """
+def __init__(self, sizes=(4, 3), rate: float = 0.5, **kwargs):
+    super().__init__(**kwargs)
+    self.sizes, self.rate = sizes, rate
+    self.layers_in_a_list = [keras.layers.Dense(size) for size in sizes]
+    self.layers_by_name = {"norm": keras.layers.BatchNormalization()}
+    self.dropout = keras.layers.Dropout(rate)
+    self.recurrent = keras.layers.LSTM(3, dropout=0.1)
+    self.attention = keras.layers.MultiHeadAttention(2, 2, dropout=0.1)
+    self.sequence = keras.Sequential([keras.layers.Dense(4), keras.layers.Dropout(0.1)])
+    self.scale = self.add_weight(shape=(12,), initializer="ones", name="scale")
+    self.shift = keras.Variable(keras.ops.zeros(12))
+    self.mean = keras.metrics.Mean()
+    self.counter = tf.Variable(0, trainable=False)
+
+def build(self, shapes):
+    self.late = keras.layers.Dense(3)
+    self.late.build((None, 12))
+    super().build(shapes)
+
+def pool(self, frames, mask, training=False):
+    frames = ops.cast(frames, "float32") * ops.cast(self.scale, "float32")
+    seen = self.attention(frames, frames, attention_mask=mask[:, None])
+    x = masked_mean(frames, mask) + ops.cast(self.shift, "float32")
+    if training:
+        x += keras.random.normal(ops.shape(x))
+    parts = [layer(self.dropout(x, training=training)) for layer in
+             self.layers_in_a_list]
+    parts += [self.layers_by_name["norm"](x, training=training), self.late(x)]
+    parts += [self.recurrent(frames, mask=mask, training=training), self.sequence(x)]
+    parts += [masked_mean(seen, mask)]
+    return ops.concatenate([ops.cast(p, "float32") for p in parts], axis=-1)
+"""
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("devices", [None, 1, 2])
+def test_what_keras_offers_is_no_mistake(tmp_path, precision, devices):
+    config = ModelConfig("Own", {"rate": 0.2}, str(write_module(tmp_path, RICH)))
+    strategy = tf.distribute.get_strategy()
+    if devices:
+        cpus = [f"CPU:{i}" for i in range(devices)]
+        strategy = tf.distribute.MirroredStrategy(cpus)
+    with strategy.scope():
+        model = runs.build_model(config, DATA["frame"], precision)
+    assert len(model.trainable_variables) > 20
+
+
+def test_a_mistake_is_found_under_a_strategy_too(tmp_path):
+    body, _, said = MISTAKES["a variable of TensorFlow"]
+    path = write_module(tmp_path, body)
+    with (
+        tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope(),
+        pytest.raises(UserError, match=said),
+    ):
+        build(path)
+
+
+def test_looking_at_a_model_leaves_its_weights_as_they_were(tmp_path):
+    path = write_module(tmp_path, RICH)
+    runs.load_registries(str(path))
+    args = {"num_classes": 5, "features": DATA["frame"].features}
+    found = []
+    for make in (
+        lambda: build(path),
+        lambda: registry.create("Own", **args).ensure_built(),
+    ):
+        keras.utils.set_random_seed(1)
+        found.append([keras.ops.convert_to_numpy(v) for v in make().variables])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 MISTAKES = {
@@ -154,7 +231,80 @@ MISTAKES = {
         "    super().__init__(**kwargs)\n"
         f"    self.scale = tf.Variable(1.0)\n{POOL}",
         {},
-        "keeps a tf.Variable as `scale`.*make it by `self.add_weight`",
+        r"line 14: a variable \[\] is made here that Keras neither trains nor saves: "
+        "make it by `self.add_weight`",
+    ),
+    "a variable behind an underscore, in a dictionary": (
+        "def build(self, shapes):\n"
+        "    super().build(shapes)\n"
+        f"    self._scales = {{'rgb': tf.Variable(tf.ones(3))}}\n{POOL}",
+        {},
+        r"line 14: a variable \[3\] is made here",
+    ),
+    "a variable of each call": (
+        "def pool(self, frames, mask, training=False):\n"
+        "    return masked_mean(frames, mask) * tf.Variable(tf.ones(12))",
+        {},
+        r"line 13: a variable \[12\] is made here",
+    ),
+    "a layer of each call": (
+        "def pool(self, frames, mask, training=False):\n"
+        "    return keras.layers.Dense(4)(masked_mean(frames, mask))",
+        {},
+        r"line 13: a variable \[12, 4\] is made here.*its layer as an attribute",
+    ),
+    "a layer that Keras does not see": (
+        "def __init__(self, **kwargs):\n"
+        "    super().__init__(**kwargs)\n"
+        "    self.part = type('Part', (), {})()\n"
+        "    self.part.dense = keras.layers.Dense(4)\n\n"
+        "def pool(self, frames, mask, training=False):\n"
+        "    return self.part.dense(masked_mean(frames, mask))",
+        {},
+        r"line 18: a variable \[12, 4\] is made here",
+    ),
+    "keywords that are not passed on": (
+        f"def __init__(self, **kwargs):\n    super().__init__()\n{POOL}",
+        {},
+        r"must pass all of `\*\*kwargs` on.*num_classes is 3862, not 5",
+    ),
+    "a layer in the place of an argument": (
+        "def __init__(self, hidden=3, **kwargs):\n"
+        "    super().__init__(**kwargs)\n"
+        f"    self.hidden = keras.layers.Dense(hidden)\n{POOL}",
+        {},
+        "keeps a Dense as `hidden`.*set `self.hidden = hidden` in __init__",
+    ),
+    "an argument without default": (
+        "def __init__(self, size, **kwargs):\n"
+        "    super().__init__(**kwargs)\n"
+        f"    self.size = size\n{POOL}",
+        {"unplaced": True},
+        "Own needs size: give --model_args=size=",
+    ),
+    "the head not built": (
+        f"def build(self, shapes):\n    self.built = True\n{POOL}",
+        {},
+        r"Own has no head: its `build\(self, input_shapes\)` must call",
+    ),
+    "frames left in training": (
+        "def pool(self, frames, mask, training=False):\n"
+        "    return frames if training else masked_mean(frames, mask)",
+        {},
+        r"Own returns in training logits",
+    ),
+    "an error in training": (
+        "def pool(self, frames, mask, training=False):\n"
+        "    return self.noisy(frames) if training else masked_mean(frames, mask)",
+        {},
+        "line 13: AttributeError: 'Own' object has no attribute 'noisy'",
+    ),
+    "an embedding of frames": (
+        "def classify(self, frames, mask, training=False):\n"
+        "    outputs = super().classify(frames, mask, training=training)\n"
+        f"    return {{**outputs, 'embedding': frames}}\n{POOL}",
+        {},
+        r"returns an `embedding` \[3, 2, 12\] of 3 videos; it must be one vector",
     ),
     "an argument that is not kept": (
         "def __init__(self, size=3, **kwargs):\n"
@@ -194,12 +344,14 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_a_model_is_one_line(tmp_path, mistake):
     body, place, said = MISTAKES[mistake]
-    path = write_module(tmp_path, body, **place)
+    unplaced = place.get("unplaced", False)  # of the command line, not of the file
+    where = {name: value for name, value in place.items() if name != "unplaced"}
+    path = write_module(tmp_path, body, **where)
     with pytest.raises(Exception) as caught:
         build(path, place.get("level", "frame"))
     error = caught.value
     text = str(error) if isinstance(error, UserError) else user_code.explain(error)
-    assert text is not None and "\n" not in text and str(path) in text
+    assert text is not None and "\n" not in text and (unplaced or str(path) in text)
     assert re.search(said, text), text
 
 
@@ -222,6 +374,10 @@ def test_a_mistake_in_a_model_is_one_line(tmp_path, mistake):
             "    pass\n",
             r"line 5: ValueError: A model named MoeModel is registered already",
         ),
+        (
+            "from yt8m.registry import register\n\n\n@register\nclass A:\n    pass\n",
+            r'line 4: ValueError: write @register\(level="frame", paper="our own"\)',
+        ),
     ],
 )
 def test_a_file_that_does_not_load_is_named_with_its_line(tmp_path, text, said):
@@ -241,15 +397,81 @@ def test_files_that_are_none_are_refused(tmp_path):
             runs.load_registries(str(tmp_path / name))
 
 
-def test_shipped_models_keep_to_the_rules():
+def test_a_run_is_not_lost_for_what_only_an_export_trips_over(tmp_path, caplog):
+    body, _, said = MISTAKES["a layer in the place of an argument"]
+    config = ModelConfig("Own", {}, str(write_module(tmp_path, body)))
+    assert runs.build_model(config, DATA["frame"], restored=True).built
+    assert re.search(said, caplog.text)
+
+
+def test_a_head_that_is_not_used_need_not_be_built(tmp_path):
+    body = (
+        "def build(self, shapes):\n"
+        "    self.dense = keras.layers.Dense(self.num_classes)\n"
+        "    self.built = True\n\n"
+        "def classify(self, frames, mask, training=False):\n"
+        "    return {'logits': self.dense(masked_mean(frames, mask))}"
+    )
+    assert build(write_module(tmp_path, body)).built
+
+
+def test_a_class_that_is_not_registered_is_named(tmp_path):
+    path = write_module(tmp_path, f"{POOL}\n\n", name="Other")
+    path.write_text(f"{path.read_text()}\n\nclass Own(Other):\n    pass\n")
+    said = f"{re.escape(str(path))}, line 16: Own is not registered: write @register"
+    with pytest.raises(UserError, match=said):
+        build(path)
+
+
+def test_arguments_of_flags_are_not_among_those_of_the_model():
+    for name, flag in (("num_classes", "--num_classes"), ("dtype", "--precision")):
+        with pytest.raises(UserError, match=f"{name} is set by the flag {flag}"):
+            runs.build_model(ModelConfig("MoeModel", {name: 3}), DATA["video"])
+
+
+def test_values_that_are_refused_as_weights_are_made_are_named(monkeypatch):
+    def refuse(self):
+        raise ValueError("`num_mixtures` of 3\nis no good.")
+
+    runs.load_registries()
+    cls = registry.get("MoeModel").cls
+    monkeypatch.setattr(cls, "ensure_built", refuse)
+    said = r"MoeModel cannot be built with num_mixtures=3.*: `num_mixtures` of 3$"
+    with pytest.raises(UserError, match=said):
+        runs.build_model(ModelConfig("MoeModel", {"num_mixtures": 3}), DATA["video"])
+    with pytest.raises(ValueError, match="no good"):  # a bug of ours stays one
+        runs.build_model(ModelConfig("MoeModel"), DATA["video"])
+
+
+def test_a_copy_of_the_file_or_a_file_that_is_gone_is_the_one_loaded(tmp_path, caplog):
+    path = write_module(tmp_path, POOL)
+    build(path)
+    copy = tmp_path / "bundle" / path.name
+    copy.parent.mkdir()
+    shutil.copy(path, copy)
+    assert build(copy).built
+    copy.write_text(f"{copy.read_text()}# another one\n")
+    with pytest.raises(UserError, match="not that of a module in use"):
+        build(copy)
+    copy.unlink()
+    with caplog.at_level("INFO"):
+        assert build(copy).built
+    assert f"{copy} is not there any more: {path} is taken" in caplog.text
+
+
+def test_shipped_classes_keep_to_the_rules():
     runs.load_registries()
     for name in registry.names():
         model_check.check_class(registry.get(name).cls)
-    for name in ("MoeModel", "NetVLADModel"):
-        entry = registry.get(name)
-        data = DATA[entry.level]
-        model = registry.create(name, num_classes=5, features=data.features)
-        assert model_check.build(model) is model
+
+
+@pytest.mark.parametrize("name", one_a_family(sorted(OPTIONS)))
+def test_shipped_models_keep_to_the_rules(name):
+    runs.load_registries()
+    data = DATA[registry.get(name).level]
+    args = {**SMALL.get(name, {}), "num_classes": 5, "features": data.features}
+    model = registry.create(name, **args)
+    assert model_check.build(model, {**args, "dtype": "float32"}) is model
 
 
 def test_a_mistake_met_while_training_is_one_line_of_the_command(
@@ -258,11 +480,12 @@ def test_a_mistake_met_while_training_is_one_line_of_the_command(
     capsys,
     monkeypatch,
 ):
-    body = (
+    body = (  # how many frames there are is known of the model that is tried alone
         "def pool(self, frames, mask, training=False):\n"
-        "    if training:\n"
-        "        return masked_mean(frames, mask) @ ops.zeros((3, 3))\n"
-        "    return masked_mean(frames, mask)\n"
+        "    total = 0.0\n"
+        "    for t in range(frames.shape[1]):\n"
+        "        total += frames[:, t]\n"
+        "    return total\n"
     )
     path = write_module(tmp_path, body)
     flags = train_flags(shards, tmp_path / "run", "--max_steps=2")
@@ -320,6 +543,29 @@ def test_a_file_that_was_moved_is_named_anew(
         assert command(what, run, f"--model_module={moved}", *more) == 0, what
     # From now on the run knows the new place.
     assert runs.read_config(str(directory)).model.module == str(moved)
+
+
+def test_the_readmes_video_level_model_goes_the_whole_way(
+    shards,  # noqa: F811
+    tmp_path,
+):
+    readme = pathlib.Path(__file__).parent.parent / "README.md"
+    code = readme.read_text().split("```python\n")[2].split("```")[0]
+    module, directory = tmp_path / "own_video_models.py", tmp_path / "run"
+    module.write_text(code)
+    videos = f"{shards}/video/*.tfrecord"
+    flags = [
+        *(f"--model_module={module}", "--model=HiddenLayerModel"),
+        *("--model_args=hidden_size=16", "--feature_sizes=32,32"),
+        *("--feature_names=mean_rgb,mean_audio", "--num_classes=12"),
+        *("--batch_size=16", "--max_steps=2", f"--train_data_pattern={videos}"),
+    ]
+    run = f"--train_dir={directory}"
+    assert command("train", *flags, run) == 0
+    assert command("eval", run, f"--eval_data_pattern={videos}", "--run_once") == 0
+    output = f"--output_file={tmp_path / 'x.csv'}"
+    assert command("inference", run, f"--input_data_pattern={videos}", output) == 0
+    assert command("export", run, f"--output_dir={tmp_path / 'export'}") == 0
 
 
 def test_the_class_may_have_changed_since_the_checkpoint(tmp_path):
@@ -383,11 +629,34 @@ def test_arguments_of_a_wrong_type_are_named(name, args, said):
         registry.create(name, num_classes=5, **args)
 
 
-def test_arguments_without_annotations_are_judged_by_their_defaults():
-    adam = keras.optimizers.Adam
-    refuse_wrong_types("Adam", adam, {"beta_1": 1, "amsgrad": True, "name": "a"})
-    with pytest.raises(UserError, match="Adam: beta_1=fast must be a number"):
-        refuse_wrong_types("Adam", adam, {"beta_1": "fast"})
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"beta_1": "fast"}, "--optimizer_args of Adam: beta_1=fast must be a number"),
+        ({"amsgrad": "yes"}, "amsgrad=yes must be True or False"),
+        ({"clipnorm": "many"}, "clipnorm=many must be a number or None"),
+        ({"weight_decay": "fast"}, "weight_decay=fast must be a number or None"),
+        ({"learning_rate": 0.1}, "learning_rate=0.1 is a flag of its own"),
+        ({"beta1": 0.5}, "Adam has no argument beta1. Did you mean beta_1"),
+    ],
+)
+def test_arguments_of_optimisers_are_judged_by_their_defaults(args, said):
+    def create(**args):
+        config = TrainingConfig("train*", optimizer_args=args)
+        return create_optimizer(config, ExamplesSchedule(config, 10))
+
+    create(beta_1=1, amsgrad=True, weight_decay=None, clipnorm=2)
+    with pytest.raises(UserError, match=said):
+        create(**args)
+
+
+def test_arguments_without_annotations_take_what_they_took():
+    class Own:
+        def __init__(self, gating=False, pooling="max", size=3, rate=None):
+            pass
+
+    args = {"gating": "before", "pooling": ["max"], "size": "large", "rate": "slow"}
+    refuse_wrong_types("Own", Own, args)
 
 
 def test_every_default_of_a_shipped_model_fits_its_declared_type():

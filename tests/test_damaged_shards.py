@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from test_bad_records import spoil_byte
 from yt8m import schema
 from yt8m.cli import main
 from yt8m.data.index import scan
@@ -92,14 +93,6 @@ SPOILED = {
     "garbage": (lambda r: b"not a protobuf at all", "it is not a protobuf"),
     "empty": (lambda r: b"", "the record is empty"),
 }
-
-
-def spoil_byte(path, position):
-    with open(path, "r+b") as f:
-        f.seek(position)
-        byte = f.read(1)[0]
-        f.seek(position)
-        f.write(bytes([byte ^ 0x10]))
 
 
 def flip_data(path):

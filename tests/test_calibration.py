@@ -156,7 +156,7 @@ def test_out_of_fold_predictions_are_their_own_measure(files, capsys):
         (["--source={f}/fit.predictions"], "No file to write"),
         (
             ["--source={f}/fit.predictions", "--output_file={f}/fit.predictions"],
-            "is also a source",
+            "is also an input, which it would replace",
         ),
         (
             ["--source={f}/fit.predictions", "--output_file={f}/o.csv", "--labels="],

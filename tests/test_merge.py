@@ -272,7 +272,7 @@ def test_the_command_refuses_what_it_cannot_merge_in_one_line(tmp_path, capsys):
         (csv_file, "", "give --output_file"),
         (f"{tmp_path}/none*", output, "No file matches --input_files="),
         (f"{paths[0]},{csv_file}", output, f"{paths[0]} is a ranking of segments and"),
-        (csv_file, csv_file, "is also one of the parts"),
+        (csv_file, csv_file, "is also an input, which it would replace"),
         (no_scores, output, "has no scores"),
         (str(tmp_path), output, "cannot be read"),
     ):

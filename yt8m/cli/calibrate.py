@@ -21,7 +21,6 @@ from absl import flags as absl_flags
 
 from yt8m import schema
 from yt8m.cli import flags as shared
-from yt8m.errors import UserError
 
 _VIDEOS = 512  # at once
 
@@ -84,10 +83,6 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "labels", "Nothing to fit")
     shared.require(flags, "output_file", "No file to write")
     held_out = flags.held_out_source or flags.source
-    if flags.output_file in (flags.source, held_out):
-        raise UserError(
-            f"--output_file={flags.output_file} is also a source; choose another name."
-        )
     shared.prepare_output(flags, "output_file", [flags.source, held_out])
     (source,) = open_sources([flags.source], flags.num_classes)
     fitted = source

@@ -47,11 +47,6 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "input_files", "No parts to merge")
     shared.require(flags, "output_file", "No file to write")
     files = _list(flags.input_files)
-    if flags.output_file in files:
-        raise UserError(
-            f"--output_file={flags.output_file} is also one of the parts; choose "
-            "another name."
-        )
     shared.prepare_output(flags, "output_file", files)
     folders = [path for path in files if predictions.is_predictions(path)]
     if folders:

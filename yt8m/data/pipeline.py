@@ -39,6 +39,7 @@ from yt8m.data.index import (
     records_from,
     scan,
 )
+from yt8m.data.pieces import parse_in_pieces
 from yt8m.data.records import parse_batch, read_id
 from yt8m.data.soft_labels import SoftLabels
 from yt8m.data.video_embeddings import VideoEmbeddings
@@ -76,7 +77,8 @@ class Reader:
     270 KB each at frame level (280 MB by default), 4.7 KB at video level (77 MB) and
     6 KB for segments (100 MB);
     beside it two batches of records, two parsed ones, and one for each core (eight
-    at most) are under way; one of each of batches of more than 128 MB.
+    at most) are under way. Of batches of frames of more than 128 MB it is one of
+    records and one that is parsed, a few examples at a time.
 
     Args:
         files: paths of TFRecord files; evaluation reads them in this order.
@@ -269,11 +271,17 @@ class Reader:
         records = self._records(start_batch * self.batch_size)
         # Strings are moved into the batch, and parsed at once: stages that see one
         # record at a time cost more than the parsing.
-        large = self._batch_bytes() > _LARGE_BATCH
-        ahead, parsers = (
-            (1, 1) if large else (2, min(os.cpu_count() or 1, _MOST_PARSERS))
-        )
-        batches = records.batch(self.batch_size).prefetch(ahead).enumerate(start_batch)
+        cores = os.cpu_count() or 1
+        parsers, ahead, parsed_ahead = min(cores, _MOST_PARSERS), 2, 2 * part.count
+        if self._batch_bytes() > _LARGE_BATCH:
+            # The parser itself holds one that is done.
+            parsers, ahead, parsed_ahead = 1, 1, part.count - 1
+        if self._in_pieces and cores <= 2:
+            ahead = 0  # to read while it parses takes another core
+        batches = records.batch(self.batch_size)
+        if ahead:
+            batches = batches.prefetch(ahead)
+        batches = batches.enumerate(start_batch)
         # The strings stay where they are: each replica's slice is cut as it is parsed.
         replicas = tf.data.Dataset.range(part.count, output_type=tf.int32)
         slices = batches.flat_map(
@@ -288,14 +296,29 @@ class Reader:
         # the rate at video level; there is nothing to be tuned.
         options = tf.data.Options()
         options.autotune.enabled = False
-        return slices.prefetch(ahead * part.count).with_options(options)
+        if parsed_ahead:
+            slices = slices.prefetch(parsed_ahead)
+        return slices.with_options(options)
+
+    @property
+    def _most_frames(self) -> int:
+        """The frames of the longest examples."""
+        config, selection = self.config, self.config.frames
+        if self._frame_seed is None:
+            selection = selection.evaluated()
+        longest = config.segment_frames if config.segments else config.max_frames
+        return selection.count or longest
 
     def _batch_bytes(self) -> int:
         """Of the features of the longest examples."""
         sizes = self.config.features.items()
         values = sum(n * (4 if name in self.float_features else 1) for name, n in sizes)
-        frames = 1 if self.config.level == "video" else self.config.max_frames
+        frames = 1 if self.config.level == "video" else self._most_frames
         return self.batch_size * frames * values
+
+    @property
+    def _in_pieces(self) -> bool:
+        return self.config.level == "frame" and self._batch_bytes() > _LARGE_BATCH
 
     def _records(self, first: int) -> tf.data.Dataset:
         """The serialized examples from position `first` of the order on."""
@@ -359,10 +382,24 @@ class Reader:
         if self._left_out:
             kept = serialized != _LEFT_OUT
             rows, serialized = rows[kept], serialized[kept]
+        if self._in_pieces:
+            batch, host = parse_in_pieces(
+                self._parse, serialized, rows, number, self._most_frames
+            )
+        else:
+            batch, host = self._parse(serialized, rows, number)
+        if self._needs_id:
+            _check_ids(host)
+        for part in self._joined:
+            batch = part.join(batch, host)
+        return batch, host
+
+    def _parse(self, serialized: tf.Tensor, rows: tf.Tensor, number: tf.Tensor) -> Any:
+        """The examples of batch `number` that are its `rows`."""
         seed = None
         if self._frame_seed is not None:
             seed = order.draw_seed(self._frame_seed, order.FRAMES, number)
-        batch, host = parse_batch(
+        return parse_batch(
             serialized,
             self.config,
             float_features=self.float_features,
@@ -372,11 +409,6 @@ class Reader:
             augmentation=self._augmentation,
             video_labels=self._video_labels,
         )
-        if self._needs_id:
-            _check_ids(host)
-        for part in self._joined:
-            batch = part.join(batch, host)
-        return batch, host
 
     def _runs(self, left_out: dict[int, set[int]]) -> tf.RaggedTensor:
         """For each file its runs of records to read: int64 [files, runs, 4]."""

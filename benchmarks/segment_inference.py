@@ -1,6 +1,6 @@
 """Speed of segment inference, against the same model on segments cut beforehand.
 
-    python -m benchmarks.segment_inference   # minutes, 0.3 GB of disk
+    python -m benchmarks.segment_inference   # minutes, 0.7 GB of disk
     python -m benchmarks.segment_inference --quick
 
 Makes shards of random bytes, their lengths distributed as in the dataset, and ranks all
@@ -47,7 +47,7 @@ OPTIONS = {
 # The cheapest model there is, which leaves everything else little time, and another;
 # arguments and videos.
 MODELS = {
-    "FrameLevelLogisticModel": ({}, 800),
+    "FrameLevelLogisticModel": ({}, 2400),
     "NetVLADModel": ({"clusters": 32, "hidden_size": 256}, 160),
 }
 SHARDS = 4

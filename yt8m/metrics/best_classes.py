@@ -1,6 +1,6 @@
 """The best classes of every video, on the host.
 
-Four times as fast on a processor as `tf.math.top_k`, which reads the scores one by one,
+In a third of the time of `tf.math.top_k` on a processor, which reads scores one by one,
 and without TensorFlow.
 """
 
@@ -9,12 +9,17 @@ import numpy as np
 from yt8m.metrics.keys import rank_keys, scores_of_keys
 
 # Classes are dealt into groups: the k-th of the groups' maxima bounds the k-th score
-# from below, and few scores reach it.
+# from below, and few scores reach it. Groups are small, since the maxima are taken of
+# as many columns at once as there are groups.
+_CLASSES_PER_GROUP = 6
 _LEAST_GROUPS = 64
 _GROUPS_PER_WANTED = 3
-# Rows in which more scores than this for each class wanted reach the bound, because
-# many are equal, are ranked in another way.
-_MOST_PER_WANTED = 4
+# Rows in which more scores than these reach the bound, because many are equal, are
+# ranked in another way.
+_LEAST_REACHED = 64
+_REACHED_PER_WANTED = 4
+# Scores that are looked at twice while they are in the cache: 2 MB.
+_SCORES_AT_ONCE = 1 << 19
 
 _NO_KEY = np.uint64(2**64 - 1)  # after every key of a score
 _ORDER_BITS = np.uint64(2**32 - 1)
@@ -33,9 +38,17 @@ def best_classes(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     scores = np.ascontiguousarray(scores, np.float32)
     num_rows, num_classes = scores.shape
     k = min(k, num_classes)
-    groups = max(_LEAST_GROUPS, _GROUPS_PER_WANTED * k)
+    groups = max(
+        _LEAST_GROUPS, _GROUPS_PER_WANTED * k, num_classes // _CLASSES_PER_GROUP
+    )
     if num_rows and num_classes >= 2 * groups:
-        keys = _keys_above_bound(scores, k, groups)
+        step = max(_SCORES_AT_ONCE // num_classes, 1)
+        keys = np.concatenate(
+            [
+                _keys_above_bound(scores[first : first + step], k, groups)
+                for first in range(0, num_rows, step)
+            ]
+        )
     else:
         keys = _first_keys(scores, k)
     classes = (keys & _ORDER_BITS).astype(np.int32)
@@ -56,7 +69,7 @@ def _keys_above_bound(scores: np.ndarray, k: int, groups: int) -> np.ndarray:
     places = np.flatnonzero(scores >= bound[:, None])
     rows = places // num_classes
     counts = np.bincount(rows, minlength=num_rows)
-    many = counts > max(_LEAST_GROUPS, _MOST_PER_WANTED * k)
+    many = counts > max(_LEAST_REACHED, _REACHED_PER_WANTED * k)
     if many.any():
         places, rows = (x[~many[rows]] for x in (places, rows))
         counts[many] = 0

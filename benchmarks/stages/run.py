@@ -3,11 +3,13 @@
 import argparse
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import pathlib
 import platform
 import tempfile
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -51,9 +53,8 @@ def run(options: argparse.Namespace) -> None:
             "try --backend=jax, or --device=cpu."
         )
     runs.load_registries()
-    on_cpu = tf.device("/cpu:0") if device == "CPU" else contextlib.nullcontext()
     rows = []
-    with tempfile.TemporaryDirectory() as folder, on_cpu:
+    with tempfile.TemporaryDirectory() as folder, _on_device(options):
         flops, copies = loops.gflops(), loops.copy_gigabytes()
         lines = [
             f"{_device_name(device)}; tensorflow {tf.__version__}, Keras "
@@ -65,7 +66,8 @@ def run(options: argparse.Namespace) -> None:
             report.HEADER,
         ]
         print("\n".join(lines), flush=True)
-        for row in _measure(stages, precisions, options, folder, flops):
+        job = _Job(options, folder, flops, precisions, _make_shards(folder, options))
+        for row in (row for stage in stages for row in _rows(stage, job)):
             if options.quick:  # which says nothing
                 row = dataclasses.replace(row, bar=None, least=None, most=None)
             rows.append(row)
@@ -92,24 +94,89 @@ def _device_name(device: str) -> str:
     return tf.config.experimental.get_device_details(gpu).get("device_name", device)
 
 
-def _measure(
-    stages: list[str],
-    precisions: list[str],
-    options: argparse.Namespace,
-    folder: str,
-    flops: float,
-) -> Iterator[Row]:
-    rounds, quick = 1 if options.quick else options.rounds, options.quick
-    paths = {
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What every stage gets.
+
+    Attributes:
+        folder: for what is written.
+        flops: float32 GFLOP/s of the machine.
+        paths: the shards of each level.
+    """
+
+    options: argparse.Namespace
+    folder: str
+    flops: float
+    precisions: list[str]
+    paths: dict[str, list[str]]
+
+
+def _make_shards(folder: str, options: argparse.Namespace) -> dict[str, list[str]]:
+    return {
         level: reader_benchmark.make_shards(pathlib.Path(folder), level, *size)
-        for level, size in (_QUICK_SHARDS if quick else _SHARDS).items()
+        for level, size in (_QUICK_SHARDS if options.quick else _SHARDS).items()
     }
-    speed = flops / loops.STARTER_GFLOPS
+
+
+def _rows(stage: str, job: _Job) -> Iterator[Row]:
+    """The rows of a stage, measured in a process of its own.
+
+    TensorFlow keeps much of what a process has computed: all stages in one would take
+    18 GB in the end.
+
+    Raises:
+        UserError: the stage could not be measured.
+    """
+    if job.options.quick:
+        yield from _measure(stage, job)
+        return
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send_rows, args=(stage, job, theirs))
+    process.start()
+    theirs.close()
+    try:
+        while isinstance(row := ours.recv(), Row):
+            yield row
+    except EOFError:
+        row = UserError(f"The process of the stage {stage} was ended.")
+    finally:
+        process.join()
+    if row:
+        raise row
+
+
+def _send_rows(stage: str, job: _Job, pipe: Connection) -> None:
+    """Sends rows, then None, or a `UserError` if there is one."""
+    runs.load_registries()
+    tf.get_logger().setLevel("ERROR")  # it warns of the products' many shapes
+    try:
+        with _on_device(job.options):
+            for row in _measure(stage, job):
+                pipe.send(row)
+        pipe.send(None)
+    except UserError as e:
+        pipe.send(e)
+
+
+def _on_device(options: argparse.Namespace) -> contextlib.AbstractContextManager:
+    if options.device == "cpu":
+        return tf.device("/cpu:0")
+    for gpu in tf.config.list_physical_devices("GPU"):
+        # Each process leaves room for the others.
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return contextlib.nullcontext()
+
+
+def _measure(stage: str, job: _Job) -> Iterator[Row]:
+    options, folder, paths = job.options, job.folder, job.paths
+    rounds, quick = 1 if options.quick else options.rounds, options.quick
+    speed = job.flops / loops.STARTER_GFLOPS
     cases = [training.quick(c) if quick else c for c in training.CASES]
     commands = command_names()[:2] if quick else command_names()
     measured = {
         "readers": lambda: loops.measure_readers(paths, rounds),
-        "steps": lambda: training.measure_steps(cases, precisions, rounds, quick),
+        "steps": lambda: training.measure_steps(cases, job.precisions, rounds, quick),
         "training": lambda: training.measure_with_input(
             paths["frame"], rounds, 8 if quick else 128
         ),
@@ -124,5 +191,4 @@ def _measure(
         ),
         "startup": lambda: loops.measure_start_up(commands),
     }
-    for stage in stages:
-        yield from measured[stage]()
+    yield from measured[stage]()

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import logging
 import os
 from collections.abc import Callable, Iterator
 
@@ -98,8 +97,6 @@ def measure_loops(
     Args:
         speed: the machine's products against those of the starter code's.
     """
-    # Which would warn between the rows of videos that come several times.
-    logging.getLogger("yt8m").setLevel(logging.ERROR)
     for level, files in paths.items():
         config = _CONFIGS[level]
         size = reader_benchmark.BATCH_SIZE[level]

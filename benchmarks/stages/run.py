@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -149,7 +150,10 @@ def _rows(stage: str, job: _Job) -> Iterator[Row]:
 def _send_rows(stage: str, job: _Job, pipe: Connection) -> None:
     """Sends rows, then None, or a `UserError` if there is one."""
     runs.load_registries()
-    tf.get_logger().setLevel("ERROR")  # it warns of the products' many shapes
+    # Warnings would stand between the rows: of the products' many shapes, and of videos
+    # that are read several times.
+    tf.get_logger().setLevel("ERROR")
+    logging.getLogger("yt8m").setLevel("ERROR")
     try:
         with _on_device(job.options):
             for row in _measure(stage, job):

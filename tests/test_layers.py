@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from yt8m.errors import UserError
+from yt8m.layers import preprocessing
 from yt8m.layers.classifiers import HEADS, create_head
 from yt8m.layers.dbof import ACTIVATIONS, DBoF
 from yt8m.layers.gating import ContextGating, ProbabilityGating
@@ -132,15 +133,19 @@ def test_l2_normalisation_rounds_after_it_has_scaled():
 
 @pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 21])
-@pytest.mark.parametrize("kind", ["bytes", "floats"])
-def test_the_mean_of_normalised_frames_is_taken_in_parts(kind, length, static):
+@pytest.mark.parametrize("kind", ["bytes", "floats", "both"])
+def test_the_mean_of_normalised_frames_is_taken_in_parts(
+    monkeypatch, kind, length, static
+):
+    # One or two videos at a time, of 5; or all.
+    monkeypatch.setattr(preprocessing, "_FRAMES_AT_ONCE", 18)
     rng = np.random.default_rng(0)
     lengths = np.array([0, 1, length // 2, length, length + 3], "int32")
     features, floats = [], []
     for size in (4, 3):
         frames = rng.integers(0, 256, (len(lengths), length, size))
         frames[:, :1] = 0  # a frame like any other; of floats it has no direction
-        if kind == "bytes":
+        if kind == "bytes" or (kind == "both" and size == 4):
             features.append(frames.astype("uint8"))
             floats.append(frames * (4 / 255) + (4 / 512 - 2))
         else:
@@ -165,6 +170,8 @@ def test_the_mean_of_normalised_frames_is_taken_in_parts(kind, length, static):
         rtol=1e-5,
         atol=1e-6,
     )
+    nothing = mean([tf.constant(x[:0]) for x in features], tf.constant(lengths[:0]))
+    assert nothing.shape == (0, 7)
 
 
 # Batch normalisation

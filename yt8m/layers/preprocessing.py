@@ -81,6 +81,9 @@ def mean_of_normalized(features: list[Any], num_frames: Any) -> Any:
     starts = ops.minimum(ops.arange(parts, dtype="int32") * step, size - step)
     num_frames = ops.cast(num_frames, "int32")
     places = ops.arange(length, dtype="int32")
+    bytes_alone = all(
+        keras.backend.standardize_dtype(x.dtype) == "uint8" for x in features
+    )
 
     def sums(start):
         counts = ops.slice(num_frames, (start,), (step,))
@@ -88,9 +91,11 @@ def mean_of_normalized(features: list[Any], num_frames: Any) -> Any:
         frames = []
         for x in features:
             x = ops.slice(x, (start, 0, 0), (step, length, x.shape[-1]))
-            if keras.backend.standardize_dtype(x.dtype) == "uint8":
-                # Of the direction of what the bytes stand for.
+            if bytes_alone:
+                # Of the direction of what the bytes stand for, in one step.
                 x = ops.cast(x, "float32") + DEQUANTIZE_OFFSET / DEQUANTIZE_SCALE
+            elif keras.backend.standardize_dtype(x.dtype) == "uint8":
+                x = dequantize(x, "float32")
             else:
                 x = ops.cast(ops.where(valid[..., None], x, 0), "float32")  # not NaN
             frames.append(x)

@@ -134,11 +134,12 @@ def test_l2_normalisation_rounds_after_it_has_scaled():
 @pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 21])
 @pytest.mark.parametrize("kind", ["bytes", "floats", "both"])
+@pytest.mark.parametrize("at_once", [18, 36])
 def test_the_mean_of_normalised_frames_is_taken_in_parts(
-    monkeypatch, kind, length, static
+    monkeypatch, kind, length, at_once, static
 ):
-    # One or two videos at a time, of 5; or all.
-    monkeypatch.setattr(preprocessing, "_FRAMES_AT_ONCE", 18)
+    # One, two or four videos at a time, of 5; or all.
+    monkeypatch.setattr(preprocessing, "_FRAMES_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     lengths = np.array([0, 1, length // 2, length, length + 3], "int32")
     features, floats = [], []

@@ -84,6 +84,11 @@ def mean_of_normalized(features: list[Any], num_frames: Any) -> Any:
         keras.backend.standardize_dtype(x.dtype) == "uint8" for x in features
     )
 
+    # XLA lacks the faster kernel; its programs are of known shapes. Bytes have no
+    # gradient, which that kernel has not at zero.
+    known = isinstance(size, int) and isinstance(length, int)
+    squares = _sum_of_squares if known or not bytes_alone else _squared_norm
+
     def sums(start):
         counts = ops.slice(num_frames, (start,), (step,))
         valid = places < counts[:, None]
@@ -98,8 +103,7 @@ def mean_of_normalized(features: list[Any], num_frames: Any) -> Any:
             else:
                 x = ops.cast(ops.where(valid[..., None], x, 0), "float32")  # not NaN
             frames.append(x)
-        squared = sum(ops.sum(ops.square(x), axis=-1) for x in frames)
-        scale = inverse_norm(squared, mask=valid)[:, None]
+        scale = inverse_norm(sum(map(squares, frames)), mask=valid)[:, None]
         return ops.concatenate([ops.matmul(scale, x)[:, 0] for x in frames], axis=-1)
 
     found = ops.reshape(ops.map(sums, starts), (-1, total))
@@ -108,6 +112,19 @@ def mean_of_normalized(features: list[Any], num_frames: Any) -> Any:
     found = ops.take(found, videos - ops.take(starts, part) + part * step, axis=0)
     count = ops.cast(ops.clip(num_frames, 1, _greatest(length, 1)), "float32")
     return found / count[:, None]
+
+
+def _sum_of_squares(x: Any) -> Any:
+    return ops.sum(ops.square(x), axis=-1)
+
+
+def _squared_norm(x: Any) -> Any:
+    """The same in one pass, without the squares, which would not fit in the cache."""
+    if keras.backend.backend() != "tensorflow":
+        return _sum_of_squares(x)
+    import tensorflow as tf
+
+    return ops.square(tf.math.reduce_euclidean_norm(x, axis=-1))
 
 
 def _least(a: Any, b: Any) -> Any:

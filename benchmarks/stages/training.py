@@ -107,7 +107,15 @@ class _Memory:
 
     def replica_dataset(self, start_batch: int, part: Part) -> tf.data.Dataset:
         dataset = tf.data.Dataset.from_tensor_slices(self._batches).repeat()
-        return dataset.map(lambda batch: (batch, {})).prefetch(2)
+        return dataset.map(
+            lambda batch: ({name: _of_any_size(x) for name, x in batch.items()}, {})
+        ).prefetch(2)
+
+
+def _of_any_size(x: tf.Tensor) -> tf.Tensor:
+    """`x` [B, D] or [B, T, D] with B and T unknown to TensorFlow, as the reader's."""
+    shape = [None] * max(x.shape.rank - 1, 1) + x.shape[1:][-1:]
+    return tf.compat.v1.placeholder_with_default(x, shape)
 
 
 class Steps:

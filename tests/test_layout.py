@@ -20,6 +20,7 @@ RANKS = {
     "yt8m.remote": 0,
     "yt8m.steps": 0,
     "yt8m.argument_types": 0,
+    "yt8m.kernels": 0,
     "yt8m.user_code": 0,
     "yt8m.data": 1,
     "yt8m.layers": 1,

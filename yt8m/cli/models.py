@@ -165,7 +165,8 @@ def markdown() -> str:
         "mixtures, C classes. Costs are those of the default sizes and "
         f"{schema.NUM_CLASSES:,} classes; a multiplication and its addition are two "
         "FLOPs, and only matrix products and convolutions count. Scores are those of "
-        "the [recipes](recipes.md).",
+        "the [recipes](recipes.md); what each model can see is on [a page of its own]"
+        "(quality.md).",
         "",
         *_NOTATION,
     ]

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from yt8m.errors import UserError
+from yt8m.kernels import sum_of_squares
 from yt8m.layers.constants import from_file
 from yt8m.schema import DEQUANTIZE_OFFSET, DEQUANTIZE_SCALE
 
@@ -84,10 +85,8 @@ def mean_of_normalized(features: list[Any], num_frames: Any) -> Any:
         keras.backend.standardize_dtype(x.dtype) == "uint8" for x in features
     )
 
-    # XLA lacks the faster kernel; its programs are of known shapes. Bytes have no
-    # gradient, which that kernel has not at zero.
     known = isinstance(size, int) and isinstance(length, int)
-    squares = _sum_of_squares if known or not bytes_alone else _squared_norm
+    one_pass = bytes_alone and not known
 
     def sums(start):
         counts = ops.slice(num_frames, (start,), (step,))
@@ -103,7 +102,8 @@ def mean_of_normalized(features: list[Any], num_frames: Any) -> Any:
             else:
                 x = ops.cast(ops.where(valid[..., None], x, 0), "float32")  # not NaN
             frames.append(x)
-        scale = inverse_norm(sum(map(squares, frames)), mask=valid)[:, None]
+        squared = sum(sum_of_squares(x, one_pass=one_pass) for x in frames)
+        scale = inverse_norm(squared, mask=valid)[:, None]
         return ops.concatenate([ops.matmul(scale, x)[:, 0] for x in frames], axis=-1)
 
     found = ops.reshape(ops.map(sums, starts), (-1, total))
@@ -112,19 +112,6 @@ def mean_of_normalized(features: list[Any], num_frames: Any) -> Any:
     found = ops.take(found, videos - ops.take(starts, part) + part * step, axis=0)
     count = ops.cast(ops.clip(num_frames, 1, _greatest(length, 1)), "float32")
     return found / count[:, None]
-
-
-def _sum_of_squares(x: Any) -> Any:
-    return ops.sum(ops.square(x), axis=-1)
-
-
-def _squared_norm(x: Any) -> Any:
-    """The same in one pass, without the squares, which would not fit in the cache."""
-    if keras.backend.backend() != "tensorflow":
-        return _sum_of_squares(x)
-    import tensorflow as tf
-
-    return ops.square(tf.math.reduce_euclidean_norm(x, axis=-1))
 
 
 def _least(a: Any, b: Any) -> Any:

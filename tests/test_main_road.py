@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from yt8m import runs
+from yt8m import evaluation, runs
 from yt8m.cli import main
 from yt8m.data.records import (
     encode_frame_record,
@@ -116,6 +116,19 @@ def test_training_leaves_its_configuration_metrics_events_and_checkpoints(
     checkpoints = runs.Checkpoints(str(run_directory)).list()
     assert [c.step for c in checkpoints] == [6, 12]
     assert checkpoints[-1].validation["num_examples"] == 25
+
+
+def test_validations_of_a_training_trace_the_model_once(shards, tmp_path, monkeypatch):
+    traced, forward = [], evaluation.forward
+    monkeypatch.setattr(
+        evaluation, "forward", lambda *args: traced.append(1) or forward(*args)
+    )
+    flags = [f"--eval_data_pattern={shards}/validate/*.tfrecord", "--eval_steps=1"]
+    flags = train_flags(shards, tmp_path / "run", "--max_steps=3", *flags)
+    assert command("train", *flags) == 0
+    checkpoints = runs.Checkpoints(str(tmp_path / "run")).list()
+    losses = [c.validation["loss"] for c in checkpoints]
+    assert len(traced) == 1 and len(losses) == len(set(losses)) == 3
 
 
 def test_evaluation_scores_every_video_once_whatever_the_batch(

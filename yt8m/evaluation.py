@@ -42,6 +42,7 @@ def evaluate(
     bucketed_map: bool = False,
     verticals: Mapping[int, Sequence[str]] | None = None,
     strategy: tf.distribute.Strategy | None = None,
+    scorer: EachReplica | None = None,
 ) -> dict[str, Any]:
     """Scores `model` on the videos of `reader`, or on its rated segments.
 
@@ -62,6 +63,8 @@ def evaluate(
         verticals: the verticals of each class; adds `per_vertical`, the table of
             `VideoMetrics.per_vertical`.
         strategy: under whose scope the model was built; None for the default device.
+        scorer: of `create_scorer`, for a model that is scored more than once: it is
+            traced the first time alone.
 
     Returns:
         `num_examples`, `unit` (`videos` or `segments`), `loss`, `hit_at_1`,
@@ -72,7 +75,7 @@ def evaluate(
     Raises:
         UserError: bad data, no video, or none with labels.
     """
-    score = EachReplica(score_function(model, training), strategy, reader.batch_size)
+    scorer = scorer or create_scorer(model, reader, training, strategy)
     names = [*model.input_names, *_SCORED]
     limit = {} if exact_map_limit is None else {"exact_map_limit": exact_map_limit}
     metrics = VideoMetrics(
@@ -100,7 +103,7 @@ def evaluate(
     # Metrics of one batch are computed while the device scores the next.
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending = None
-        for batch, outputs in score.map(batches):
+        for batch, outputs in scorer.map(batches):
             if "label_weights" in batch:
                 rated |= batch["label_weights"].numpy().any(axis=0)
             if pending:
@@ -128,6 +131,16 @@ def evaluate(
     if verticals is not None:
         result["per_vertical"] = metrics.per_vertical(verticals)
     return result
+
+
+def create_scorer(
+    model: YT8MModel,
+    reader: Reader,
+    training: TrainingConfig,
+    strategy: tf.distribute.Strategy | None = None,
+) -> EachReplica:
+    """What `evaluate` computes on the device, of batches of the reader's size."""
+    return EachReplica(score_function(model, training), strategy, reader.batch_size)
 
 
 def score_function(

@@ -111,6 +111,7 @@ def run(flags: shared.FlagValues) -> int:
                 model = runs.build_model(
                     config.model, config.data, config.training.precision, restored=True
                 )
+            scorer = evaluation.create_scorer(model, reader, config.training, strategy)
         try:
             checkpoints.restore_for_evaluation(info, model)
         except UserError:
@@ -128,6 +129,7 @@ def run(flags: shared.FlagValues) -> int:
             bucketed_map=flags.bucketed_map,
             verticals=vocabulary.verticals if vocabulary else None,
             strategy=strategy,
+            scorer=scorer,
         )
         print(f"step {info.step} | {evaluation.summary_line(metrics)}", flush=True)
         if writable:

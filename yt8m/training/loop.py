@@ -24,7 +24,13 @@ import tensorflow as tf
 from yt8m import evaluation, losses, runs
 from yt8m.config import RunConfig
 from yt8m.data.pipeline import Reader
-from yt8m.distribution import is_chief, on_the_host, part_of, worker_count
+from yt8m.distribution import (
+    EachReplica,
+    is_chief,
+    on_the_host,
+    part_of,
+    worker_count,
+)
 from yt8m.errors import UserError
 from yt8m.events import EventWriter
 from yt8m.layers.dropout import drawing_for
@@ -337,13 +343,24 @@ class Trainer:
             )
             self._saved, self._saved_at = self.step, time.monotonic()
 
+    @functools.cached_property
+    def _scorer(self) -> EachReplica:
+        """Of all validations: a large model takes seconds to trace."""
+        return evaluation.create_scorer(
+            self.model, self.eval_reader, self.settings, self.strategy
+        )
+
     def _validate(self, journal: "Journal") -> dict[str, Any]:
         """Validates the checkpoint of this step, which is saved first: nothing is lost
         if validation fails."""
         self._save()
         with self.averages.used() if self.averages else contextlib.nullcontext():
             validation = evaluation.evaluate(
-                self.model, self.eval_reader, self.settings, strategy=self.strategy
+                self.model,
+                self.eval_reader,
+                self.settings,
+                strategy=self.strategy,
+                scorer=self._scorer,
             )
         rated = validation.pop("rated_classes", None)
         if rated is not None and self.chief:

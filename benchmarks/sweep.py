@@ -27,7 +27,7 @@ import keras
 import numpy as np
 from absl import flags as absl_flags
 
-from yt8m import registry, runs, schema
+from yt8m import registry, runs, schema, whole_files
 from yt8m.cli import flags as shared
 from yt8m.cli import main, models, recipes, train
 from yt8m.config import DataConfig
@@ -453,7 +453,7 @@ def main_command(arguments: Sequence[str]) -> int:
     if options.only or options.families:
         print(text)
     else:
-        runs.write_file(str(PAGE), f"{text}\n")
+        whole_files.write_file(str(PAGE), f"{text}\n")
         print(f"{PAGE} written.")
     return 1 if failed else 0
 

@@ -27,7 +27,7 @@ def propagated_logs():
 @pytest.fixture
 def known_temporary_names(monkeypatch):
     """Files are written as NAME.tmp first, where a test can be before them."""
-    monkeypatch.setattr("yt8m.runs.temporary_name", lambda path: f"{path}.tmp")
+    monkeypatch.setattr("yt8m.whole_files.temporary_name", lambda path: f"{path}.tmp")
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import pytest
 import tensorflow as tf
 
 from replicas import mirrored
-from yt8m import runs
+from yt8m import runs, whole_files
 from yt8m.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from yt8m.errors import UserError
 from yt8m.layers.normalization import BatchNormalization
@@ -276,7 +276,7 @@ def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
         raise UserError(f"{path} cannot be written: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_file", full)
+        patch.setattr(whole_files, "write_file", full)
         with pytest.raises(UserError, match="step 2.*No space.*is of step 1"):
             save(checkpoints, state, 2)
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000001"]

@@ -161,6 +161,16 @@ def test_an_id_that_would_break_the_csv_is_refused(tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_a_video_that_is_there_twice_is_named(tmp_path):
+    text = json.dumps(PLAIN) + "\n"
+    (tmp_path / "1.json").write_text(text)
+    (tmp_path / "2.json").write_text(text)
+    files = [str(tmp_path / name) for name in ("1.json", "2.json")]
+    with pytest.raises(DataError, match=f"2.json: video {PLAIN['video_id']} is there"):
+        convert(files, str(tmp_path / "out.csv"))
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_missing_files_and_flags_are_named(tmp_path, capsys):
     output = f"--csv_output_file={tmp_path}/out.csv"
     pattern = f"--json_prediction_files_pattern={tmp_path}/*.json"

@@ -119,12 +119,16 @@ def test_a_bad_record_is_named(tmp_path, capsys):
 def test_what_cannot_be_counted_is_one_clear_line(shards, tmp_path, capsys):
     (tmp_path / "b.csv").write_text("id,labels\na,1 2\n")
     write_records(tmp_path / "b", [frame_record([1])])
+    (tmp_path / "c1").symlink_to(tmp_path / "none")
+    (tmp_path / "d1").mkdir()
     for flags, message in (
         ([], "give --input_data_pattern"),
         ([f"--input_data_pattern={tmp_path}/no*"], "No file matches"),
         ([f"--input_data_pattern={tmp_path}/b.csv"], "looks like CSV text"),
         ([shards, f"--output_file={tmp_path}/ids.csv"], "add --segments"),
         ([f"--input_data_pattern={tmp_path}/b", "--segments"], "without rated segment"),
+        ([f"{shards},{tmp_path}/c?"], f"{tmp_path}/c1 cannot be read"),
+        ([f"{shards},{tmp_path}/d?"], f"{tmp_path}/d1 cannot be read"),
     ):
         assert run("count", flags) == 1
         assert message in capsys.readouterr().err

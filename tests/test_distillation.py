@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from replicas import mirrored
-from yt8m import losses, runs
+from yt8m import losses, runs, whole_files
 from yt8m.cli import main
 from yt8m.config import (
     DataConfig,
@@ -243,7 +243,7 @@ def test_mixup_blends_soft_labels_as_the_others():
 def write_run(directory, data=DATA, name="LogisticModel", seed=7, scale=30.0, **args):
     """A run with random weights, large enough to be sure of something."""
     config = RunConfig(ModelConfig(name, args), data, TrainingConfig("unused"))
-    runs.make_directory(str(directory))
+    whole_files.make_directory(str(directory))
     runs.write_config(str(directory), config)
     keras.utils.set_random_seed(seed)
     model = runs.build_model(config.model, data)

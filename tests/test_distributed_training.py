@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 from replicas import mirrored
-from yt8m import runs
+from yt8m import runs, whole_files
 from yt8m.cli import main
 from yt8m.config import (
     DataConfig,
@@ -72,7 +72,7 @@ def make_trainer(
     training = TrainingConfig("unused", **(defaults | values))
     data = DataConfig("frame", SIZES, CLASSES, frames=FrameSelection(5))
     config = RunConfig(ModelConfig(model, args or {}), data, training)
-    runs.make_directory(str(directory))
+    whole_files.make_directory(str(directory))
     runs.write_config(str(directory), config)
     reader = Reader(
         files,

@@ -155,11 +155,13 @@ def test_a_bad_record_is_named_and_leaves_no_file(tmp_path, second, message):
     assert os.listdir(tmp_path / "frame") == []
 
 
-def test_a_truncated_file_is_named_with_the_record(tmp_path):
+# Less than 12 bytes of a record, TensorFlow takes for the end of the file.
+@pytest.mark.parametrize("short", [5, len(video_bytes(1, 2)) + 16 - 6])
+def test_a_truncated_file_is_named_with_the_record(tmp_path, short):
     path = shard(tmp_path, video_bytes(0, 1), video_bytes(1, 2))
     with open(path, "r+b") as file:
-        file.truncate(os.path.getsize(path) - 5)
-    with pytest.raises(DataError, match="shard.tfrecord, record 1: .*cut off") as e:
+        file.truncate(os.path.getsize(path) - short)
+    with pytest.raises(DataError, match="shard.tfrecord, record 1: .*truncated") as e:
         expand([path], tmp_path / "frame")
     assert "\n" not in str(e.value)
     assert os.listdir(tmp_path / "frame") == []
@@ -185,5 +187,5 @@ def test_what_cannot_be_done_is_one_clear_line(tmp_path):
         expand([path], tmp_path / "frame", seed=-1)
     with pytest.raises(UserError, match="same name"):
         expand([path, path], tmp_path / "frame")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be written to"):
         expand([path], tmp_path / "shard.tfrecord" / "frame")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from yt8m import runs
+from yt8m import runs, whole_files
 from yt8m.cli import main
 from yt8m.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from yt8m.errors import UserError
@@ -71,7 +71,7 @@ def source(tmp_path_factory):
     """A run with moving averages of its weights, which are 0.125 everywhere."""
     directory = str(tmp_path_factory.mktemp("source") / "run")
     config = RunConfig(NETVLAD, DATA, TrainingConfig("*", ema_decay=0.5))
-    runs.make_directory(directory)
+    whole_files.make_directory(directory)
     runs.write_config(directory, config)
     model = runs.build_model(NETVLAD, DATA)
     averages = [

@@ -139,9 +139,9 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path):
     assert sorted(os.listdir(out)) == ["a", "b"]
 
 
-def test_a_full_disk_is_named(tmp_path):
+def test_a_full_disk_is_named(tmp_path, known_temporary_names):
     (tmp_path / "out").mkdir()
-    os.symlink("/dev/full", tmp_path / "out" / "a.writing")
+    os.symlink("/dev/full", tmp_path / "out" / "a.tmp")
     inputs = [[write(tmp_path / "a", [0], 1)]] * 2
     with pytest.raises(UserError, match="out/a cannot be written: .*No space"):
         join_records(inputs, str(tmp_path / "out"), progress=silent())

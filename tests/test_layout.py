@@ -22,6 +22,7 @@ RANKS = {
     "yt8m.argument_types": 0,
     "yt8m.kernels": 0,
     "yt8m.user_code": 0,
+    "yt8m.whole_files": 0,
     "yt8m.data": 1,
     "yt8m.layers": 1,
     "yt8m.losses": 1,

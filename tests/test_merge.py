@@ -13,7 +13,11 @@ from yt8m.data.records import write_records
 from yt8m.errors import DataError, UserError
 from yt8m.inference import segments
 from yt8m.inference.segments import SegmentRanking, is_ranking, merge_rankings
-from yt8m.inference.submission import SubmissionWriter, merge_submissions
+from yt8m.inference.submission import (
+    SubmissionWriter,
+    merge_submissions,
+    read_submission,
+)
 
 HEADER = "VideoId,LabelConfidencePairs\n"
 CLASSES = np.array([40, 3, 7])
@@ -205,6 +209,24 @@ def test_a_video_in_two_parts_is_named_with_files_and_lines(tmp_path):
             "part once."
         )
         assert not [name for name in os.listdir(tmp_path) if "m.csv" in name]
+
+
+def test_a_part_that_is_not_there_or_not_whole_is_named(tmp_path, capsys):
+    submission(tmp_path / "s-00000-of-00003.csv", "a")
+    submission(tmp_path / "s-00001-of-00003.csv.12-0123abcd.tmp", "b")
+    submission(tmp_path / "s-00002-of-00003.csv", "c")
+    submission(tmp_path / "t-1-of-1.csv", "d")  # of somebody who counts from 1
+    assert merge(f"{tmp_path}/s*", tmp_path / "m.csv") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of the 3 parts" in said and "number 1 for one" in said
+    submission(tmp_path / "s-00001-of-00003.csv", "b")
+    assert merge(f"{tmp_path}/*-of-*", tmp_path / "m.csv") == 0
+    assert [i for i, *_ in read_submission(str(tmp_path / "m.csv"))] == [
+        b"a",
+        b"b",
+        b"c",
+        b"d",
+    ]
 
 
 def test_a_malformed_part_is_named_and_nothing_is_left_behind(tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import pathlib
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from yt8m.data.records import (
     write_records,
 )
 from yt8m.errors import DataError, UserError
+from yt8m.whole_files import temporary_name
 
 RNG = np.random.default_rng(7)
 LENGTHS = (0, 1, 300, 301, 17)
@@ -282,6 +284,30 @@ def test_a_file_is_written_under_another_name_until_it_is_whole(tmp_path):
     with pytest.raises(ZeroDivisionError):
         write_records(tmp_path / "b", (bytes(1 // i) for i in (1, 0)))
     assert [p.name for p in tmp_path.iterdir()] == ["a.tfrecord"]
+
+
+def test_two_may_write_a_file_at_once(tmp_path):
+    path = tmp_path / "a.tfrecord"
+
+    def records():
+        yield b"0"
+        assert write_records(path, [b"other"] * 9) == 9
+        yield b"1"
+
+    assert write_records(path, records()) == 2
+    read = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+    assert read == [b"0", b"1"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tfrecord"]
+
+
+def test_a_glob_leaves_out_what_is_still_being_written(tmp_path, caplog):
+    part = temporary_name(str(tmp_path / "b"))
+    for path in (tmp_path / "a", tmp_path / "c.tmp", part):
+        pathlib.Path(path).touch()
+    files = list_files(f"{tmp_path}/*", "--x")
+    assert files == [str(tmp_path / "a"), str(tmp_path / "c.tmp")]
+    assert f"{part} is left out" in caplog.text
+    assert list_files(part, "--x") == [part]  # it is asked for
 
 
 def test_patterns_are_comma_separated_and_their_files_sorted(tmp_path):

@@ -170,6 +170,35 @@ def test_a_run_and_its_predictions_live_in_a_bucket(monkeypatch, tmp_path, capsy
         assert predicted(again) == ids
 
 
+def test_shards_are_made_in_a_bucket_and_nothing_there_is_replaced(monkeypatch, capsys):
+    with cloud_storage() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        remote._gcs_problem.cache_clear()
+        write_records("gs://bucket/own/train0000.tfrecord", [b"somebody's"])
+        sizes = ["--num_videos=6", "--num_classes=4", "--feature_sizes=32,32"]
+        sizes += ["--kinds=static", "--max_frames=9", "--num_shards=1"]
+        assert command("synthesize", "--output_dir=gs://bucket/own", *sizes) == 1
+        assert "was not made by this command" in capsys.readouterr().err
+        for level in ("frame", "video"):
+            made = [f"--output_dir=gs://bucket/{level}", f"--level={level}"]
+            for _ in range(2):  # its own it replaces
+                assert command("synthesize", *made, *sizes) == 0
+        assert tf.io.gfile.exists("gs://bucket/frame/classes.csv")
+        data = "--input_data_pattern=gs://bucket/video/*.tfrecord"
+        expand = ["expand", data, "--output_dir=gs://bucket/expanded"]
+        assert command(*expand) == 0 and command(*expand) == 1
+        assert "exists already" in capsys.readouterr().err
+        data = "--input_data_pattern=gs://bucket/expanded/*.tfrecord"
+        found = "gs://bucket/k/centroids.npz"
+        clusters = ["clusters", data, "--clusters=2", f"--output_file={found}"]
+        assert command(*clusters, "--feature_sizes=32,32") == 0
+        statistics = ["statistics", data, f"--centroids={found}", "--num_workers=1"]
+        assert command(*statistics, "--output_dir=gs://bucket/statistics") == 0
+        (path,) = tf.io.gfile.glob("gs://bucket/statistics/*.tfrecord")
+        assert len(list(tf.data.TFRecordDataset(path))) == 6
+
+
 def test_a_bucket_out_of_reach_is_one_line_and_no_minutes(monkeypatch, capsys):
     remote._gcs_problem.cache_clear()
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from yt8m import runs
+from yt8m import runs, whole_files
 from yt8m.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from yt8m.errors import UserError
 
@@ -17,7 +17,7 @@ DATA = DataConfig("video", {"mean_rgb": 4}, num_classes=3)
 def make_run(directory, model="LogisticModel", **args):
     """A run directory with its configuration; returns the model and its checkpoints."""
     config = RunConfig(ModelConfig(model, args), DATA, TrainingConfig("train*"))
-    runs.make_directory(str(directory))
+    whole_files.make_directory(str(directory))
     runs.write_config(str(directory), config)
     return runs.build_model(config.model, DATA), runs.Checkpoints(str(directory), 2)
 
@@ -112,7 +112,7 @@ def test_an_unwritable_directory_is_named(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")
     with pytest.raises(UserError, match="cannot be written to"):
-        runs.make_directory(str(blocker / "run"))
+        whole_files.make_directory(str(blocker / "run"))
 
 
 @pytest.mark.parametrize("name", ["rename", "remove"])
@@ -123,8 +123,8 @@ def test_workers_that_write_at_once_do_not_disturb_one_another(
     call, path = getattr(tf.io.gfile, name), str(tmp_path / "file")
 
     def write(text):
-        runs.make_directory(str(tmp_path))
-        runs.write_file(path, text)
+        whole_files.make_directory(str(tmp_path))
+        whole_files.write_file(path, text)
 
     def second_comes_between(*args, **kwargs):
         monkeypatch.undo()
@@ -147,14 +147,14 @@ def test_workers_that_write_at_once_do_not_disturb_one_another(
 def test_a_file_that_is_not_completed_leaves_nothing(
     tmp_path, monkeypatch, error, raised
 ):
-    runs.write_file(str(tmp_path / "file"), "whole")
+    whole_files.write_file(str(tmp_path / "file"), "whole")
 
     def fail(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(tf.io.gfile, "rename", fail)
     with pytest.raises(raised):
-        runs.write_file(str(tmp_path / "file"), "new")
+        whole_files.write_file(str(tmp_path / "file"), "new")
     assert os.listdir(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "whole"
 

@@ -242,6 +242,8 @@ def test_a_label_listed_twice_is_one(tmp_path):
         ("", "line 1: expected the columns"),
         ("VideoId,Labels\n", "none of the 0 videos has a label"),
         ("a,\nb,\n", "none of the 2 videos has a label"),
+        (f"a,{10**20}\n", f"{10**20} is no label"),
+        ('a,1\n"b,2\n' + "c,3\n" * 40_000, "line .*: field larger than field limit"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(tmp_path, text, message):

@@ -1,6 +1,11 @@
 """Video-level shards made of frames, global normalisation, centroids."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -143,7 +148,6 @@ def test_a_killed_run_goes_on_with_the_shards_that_it_lacks(shards, tmp_path):
     write_statistics(shards[:1], str(part), settings)
     first = part / "train0000.tfrecord"
     before = first.stat().st_mtime_ns
-    (part / "train0001.tfrecord.writing").write_bytes(b"cut off")
     write_statistics(shards, str(part), settings)
     assert first.stat().st_mtime_ns == before
     names = sorted(p.name for p in whole.iterdir())
@@ -167,6 +171,60 @@ def test_a_directory_with_other_settings_is_refused(shards, tmp_path):
     assert stored["statistics"] == ["mean", "std", "top5"]
     with pytest.raises(UserError, match="statistics.json has other settings"):
         write_statistics(shards, str(tmp_path), Settings(("mean",)))
+
+
+def test_a_directory_with_shards_of_other_files_is_refused(shards, tmp_path):
+    write_statistics(shards[:1], str(tmp_path), Settings())
+    write_statistics(shards, str(tmp_path), Settings())  # more of them are welcome
+    frame = encode_frame_record("v", {"rgb": video(3), "audio": video(3, 3)}, [1])
+    write_records(shards[0], [frame])
+    with pytest.raises(UserError, match="train0000.tfrecord was made of another file"):
+        write_statistics(shards, str(tmp_path), Settings())
+
+
+def test_a_directory_of_other_centroids_is_refused(shards, tmp_path):
+    (tmp_path / "out").mkdir()
+    path = str(tmp_path / "c.npz")
+    settings = Settings(("mean",), centroids=path)
+    for values in (np.ones((2, 3), "f4"), np.zeros((2, 3), "f4")):
+        clusters.Centroids({"audio": 3}, values).save(path)
+        if values.any():
+            write_statistics(shards, str(tmp_path / "out"), settings)
+    with pytest.raises(UserError, match="has other settings"):
+        write_statistics(shards, str(tmp_path / "out"), settings)
+
+
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGKILL"])
+def test_a_stopped_command_leaves_no_process_and_no_file_behind(tmp_path, kind):
+    record = encode_frame_record("v", {"rgb": video(300, 1024)}, [1])
+    for i in range(40):
+        write_records(tmp_path / f"train{i:04d}.tfrecord", [record] * 20)
+    output = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from yt8m.cli.main import main; main()", "statistics"]
+        + [f"--input_data_pattern={tmp_path}/*.tfrecord", f"--output_dir={output}"]
+        + ["--statistics=median", "--num_workers=2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(output.glob("*.tfrecord")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    if kind == "SIGINT":  # as a terminal sends it: to all processes
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.kill()
+    said = process.communicate()[1]
+    if kind == "SIGINT":
+        assert process.returncode == 130 and said.endswith("interrupted\n")
+        assert "Traceback" not in said and "leaked" not in said
+    with pytest.raises(ProcessLookupError):
+        for _ in range(200):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+    assert not list(output.glob("*.tmp"))
+    assert 0 < len(list(output.glob("*.tfrecord"))) < 40
 
 
 def test_shards_are_not_written_over_their_frames(shards, tmp_path):

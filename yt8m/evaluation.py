@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from yt8m import losses, runs
+from yt8m import losses, runs, whole_files
 from yt8m.config import TrainingConfig
 from yt8m.data.pipeline import Reader
 from yt8m.data.segments import write_class_ids
@@ -200,7 +200,7 @@ def report_folder(directory: str, segments: bool) -> str:
         UserError: it cannot be written to.
     """
     folder = os.path.join(directory, "eval-segments" if segments else "eval")
-    runs.make_directory(folder)
+    whole_files.make_directory(folder)
     return folder
 
 
@@ -234,11 +234,11 @@ def write_report(
     table = metrics.pop("per_class", None)
     if table:
         path = os.path.join(folder, f"step-{step:08d}-classes.csv")
-        runs.write_file(path, _classes_csv(table, vocabulary))
+        whole_files.write_file(path, _classes_csv(table, vocabulary))
     with EventWriter(os.path.join(folder, "events")) as events:
         events.write(step, {k: v for k, v in metrics.items() if isinstance(v, float)})
     path = os.path.join(folder, f"step-{step:08d}.json")
-    runs.write_file(path, json.dumps({"step": step, **metrics}, indent=2) + "\n")
+    whole_files.write_file(path, json.dumps({"step": step, **metrics}, indent=2) + "\n")
     return path
 
 

@@ -45,7 +45,7 @@ import keras
 import tensorflow as tf
 
 import yt8m
-from yt8m import runs, schema
+from yt8m import runs, schema, whole_files
 from yt8m.config import DataConfig, RunConfig
 from yt8m.data.files import describe
 from yt8m.data.frames import scene_breaks, select_frames
@@ -187,8 +187,8 @@ def write_directory(
     runs.refuse_brackets(output_dir)
     _refuse_foreign(output_dir, record_file)
     # A name of its own: another process, or one that was killed, may have left files.
-    temporary = runs.temporary_name(output_dir)
-    runs.make_directory(temporary)
+    temporary = whole_files.temporary_name(output_dir)
+    whole_files.make_directory(temporary)
     try:
         write(temporary)
         _replace(temporary, output_dir)
@@ -252,7 +252,7 @@ def write_record(
         "signatures": {name: _describe(f) for name, f in signatures.items()},
         **more,
     }
-    runs.write_file(path, json.dumps(record, indent=2) + "\n")
+    whole_files.write_file(path, json.dumps(record, indent=2) + "\n")
 
 
 def serving_module(

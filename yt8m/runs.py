@@ -19,7 +19,6 @@ import importlib
 import json
 import logging
 import os
-import secrets
 import sys
 import tempfile
 import time
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from yt8m import compression, model_check, registry, schema, user_code
+from yt8m import compression, model_check, registry, schema, user_code, whole_files
 from yt8m.config import DataConfig, ModelConfig, RunConfig
 from yt8m.errors import UserError, reason
 from yt8m.layers.constants import weights_follow
@@ -185,42 +184,6 @@ def default_data_config(name: str, **values: Any) -> DataConfig:
 # --- files ---------------------------------------------------------------------------
 
 
-def write_file(path: str, text: str) -> None:
-    """Writes `text` under a temporary name, then renames it to `path`.
-
-    Raises:
-        UserError: it cannot be written; names the path and the reason.
-    """
-    temporary = temporary_name(path)
-    try:
-        with tf.io.gfile.GFile(temporary, "w") as f:
-            f.write(text)
-        tf.io.gfile.rename(temporary, path, overwrite=True)
-    except BaseException as e:
-        with contextlib.suppress(*_FILE_ERRORS):
-            tf.io.gfile.remove(temporary)
-        if isinstance(e, _FILE_ERRORS):
-            raise UserError(f"{path} cannot be written: {reason(e)}") from e
-        raise
-
-
-def temporary_name(path: str) -> str:
-    """A name beside `path` that no other process takes, be it on another machine."""
-    return f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-
-
-def make_directory(path: str) -> None:
-    """Creates `path` and its parents. Raises `UserError` if it cannot be written to."""
-    probe = temporary_name(os.path.join(path, ".writable"))
-    try:
-        tf.io.gfile.makedirs(path)
-        with tf.io.gfile.GFile(probe, "w") as f:
-            f.write("")
-        tf.io.gfile.remove(probe)
-    except _FILE_ERRORS as e:
-        raise UserError(f"{path} cannot be written to: {reason(e)}") from e
-
-
 def refuse_brackets(path: str) -> None:
     """Raises `UserError` for a path from which TensorFlow reads no weights.
 
@@ -274,7 +237,7 @@ def read_config(directory: str, module: str | None = None) -> RunConfig:
 
 
 def write_config(directory: str, config: RunConfig) -> None:
-    write_file(os.path.join(directory, CONFIG_FILE), config.to_json())
+    whole_files.write_file(os.path.join(directory, CONFIG_FILE), config.to_json())
 
 
 @dataclass(frozen=True)
@@ -534,7 +497,9 @@ class Checkpoints:
     def _write_record(self, info: CheckpointInfo) -> None:
         record = asdict(info)
         del record["path"]
-        write_file(os.path.join(info.path, RECORD_FILE), json.dumps(record) + "\n")
+        whole_files.write_file(
+            os.path.join(info.path, RECORD_FILE), json.dumps(record) + "\n"
+        )
 
     def _remove_old(self) -> None:
         complete = self.list()

@@ -10,8 +10,6 @@ from absl import flags as absl_flags
 
 from yt8m.cli import flags as shared
 
-LOCAL = ("output_file",)
-
 
 def define(flags: shared.FlagValues) -> None:
     absl_flags.DEFINE_string(

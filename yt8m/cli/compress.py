@@ -73,7 +73,7 @@ def max_bytes(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues) -> int:
-    from yt8m import runs
+    from yt8m import runs, whole_files
     from yt8m.export import write_directory
 
     shared.require(flags, "output_dir", "No directory to write")
@@ -96,7 +96,7 @@ def run(flags: shared.FlagValues) -> int:
             small = runs.load_run(directory).model
             record.update(before_and_after(run.model, small, reader))
         text = json.dumps(record, indent=2) + "\n"
-        runs.write_file(os.path.join(directory, RECORD_FILE), text)
+        whole_files.write_file(os.path.join(directory, RECORD_FILE), text)
 
     write_directory(flags.output_dir, RECORD_FILE, write)
     before, after = record["bytes_before"], record["bytes"]

@@ -128,7 +128,7 @@ def _write_per_class(path: str, columns: dict[str, Counter], vocabulary) -> None
     import csv
     import io
 
-    from yt8m import runs
+    from yt8m import whole_files
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -137,4 +137,4 @@ def _write_per_class(path: str, columns: dict[str, Counter], vocabulary) -> None
     for label in sorted(set().union(*columns.values())):
         row = [label, *(column[label] for column in columns.values())]
         writer.writerow(row if vocabulary is None else [*row, vocabulary.name(label)])
-    runs.write_file(path, text.getvalue())
+    whole_files.write_file(path, text.getvalue())

@@ -28,13 +28,13 @@ def define(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues) -> int:
-    from yt8m import runs
+    from yt8m import whole_files
     from yt8m.data import expansion, pipeline
 
     shared.require(flags, "input_data_pattern", "No data to expand")
     shared.require(flags, "output_dir", "No directory to write")
     files = pipeline.list_files(flags.input_data_pattern, "--input_data_pattern")
-    runs.make_directory(flags.output_dir)
+    whole_files.make_directory(flags.output_dir)
     paths = expansion.expand(
         files, flags.output_dir, max_frames=flags.max_frames, seed=flags.seed
     )

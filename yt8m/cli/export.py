@@ -67,7 +67,7 @@ def define(flags: shared.FlagValues) -> None:
 def run(flags: shared.FlagValues) -> int:
     import tensorflow as tf
 
-    from yt8m import export, runs
+    from yt8m import export, runs, whole_files
     from yt8m.inference.predict import load_saved_model
 
     shared.require(flags, "output_dir", "No directory to write")
@@ -123,7 +123,7 @@ def run(flags: shared.FlagValues) -> int:
             with tf.io.gfile.GFile(path) as f:
                 record = json.load(f)
             record["compression"] |= scores
-            runs.write_file(path, json.dumps(record, indent=2) + "\n")
+            whole_files.write_file(path, json.dumps(record, indent=2) + "\n")
 
     export.write_export(
         *(loaded[0], model, data, flags.output_dir, flags.top_k, flags.compress),

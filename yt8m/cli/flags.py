@@ -202,7 +202,7 @@ def prepare_output(flags: FlagValues, name: str, inputs: Iterable[str] = ()) -> 
     """
     import tensorflow as tf
 
-    from yt8m import runs
+    from yt8m import whole_files
     from yt8m.data.predictions import ENDING, is_predictions
 
     path = flags[name].value
@@ -217,14 +217,15 @@ def prepare_output(flags: FlagValues, name: str, inputs: Iterable[str] = ()) -> 
         )
     if path.endswith("/") and not path.rstrip("/").endswith(ENDING):
         raise UserError(f"{said} is a folder: give the name of a file in it.")
+    path = flags[name].value = path.rstrip("/")
     if tf.io.gfile.isdir(path) and not is_predictions(path):
         raise UserError(
             f"{said} exists and is no folder of predictions; choose another name."
-            if path.rstrip("/").endswith(ENDING)
+            if path.endswith(ENDING)
             else f"{said} is a folder: give the name of a file in it."
         )
     try:
-        runs.make_directory(os.path.dirname(path.rstrip("/")) or ".")
+        whole_files.make_directory(os.path.dirname(path) or ".")
     except UserError as e:
         raise UserError(f"{said} cannot be written: {e}") from e
 

@@ -42,7 +42,7 @@ def define(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues) -> int:
-    from yt8m import runs
+    from yt8m import whole_files
     from yt8m.data.files import list_files
 
     shared.require(flags, "input_data_pattern", "No shards to split")
@@ -61,7 +61,7 @@ def run(flags: shared.FlagValues) -> int:
         folds = split(files, flags.num_folds, flags.seed)
     texts = _lists(folds, directory)
     _refuse_another_split(directory, texts)
-    runs.make_directory(directory)
+    whole_files.make_directory(directory)
     counts, what = [len(fold) for fold in folds], "shards"
     if flags.by_id:
         counts, what = deal(files, [path for (path,) in folds], flags.seed), "videos"
@@ -69,7 +69,7 @@ def run(flags: shared.FlagValues) -> int:
         rest = sum(counts) - count
         print(f"fold {i}: {count:,} {what} held out, {rest:,} to train on")
     for path, text in texts.items():
-        runs.write_file(path, text)
+        whole_files.write_file(path, text)
     print(f"train.py --train_data_pattern=@{directory}/train-0.txt ...")
     print(f"inference.py --input_data_pattern=@{directory}/held-out-0.txt ...")
     return 0

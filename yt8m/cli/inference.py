@@ -256,6 +256,7 @@ def _define_shards(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues) -> int:
+    _take_off_slash(flags)
     if not flags.input_model_tgz:
         return _predict(flags)
     from yt8m.inference import bundle
@@ -383,6 +384,19 @@ def _predict(flags: shared.FlagValues) -> int:
     return 0
 
 
+def _take_off_slash(flags: shared.FlagValues) -> None:
+    """Lets a folder's name end in a slash; raises an error where a file is wanted."""
+    from yt8m.data import predictions, video_embeddings
+
+    given = flags.output_file or ""
+    path, folders = given.rstrip("/"), (predictions.ENDING, video_embeddings.ENDING)
+    if path != given and not path.endswith(folders):
+        raise UserError(
+            f"--output_file={given} is a folder: give the name of a file in it."
+        )
+    flags["output_file"].value = path
+
+
 def _prepare_outputs(
     flags: shared.FlagValues,
     output_file: str,
@@ -391,13 +405,13 @@ def _prepare_outputs(
     is_folder: bool,
 ) -> None:
     """Looks, before anything is computed, whether the outputs can be written."""
-    from yt8m import runs
+    from yt8m import whole_files
 
     _refuse_output(flags, "output_file", output_file, files, is_folder)
     _refuse_output(flags, "names", names, files)
     _refuse_output(flags, "output_model_tgz", flags.output_model_tgz, files)
     for path in filter(None, (output_file, names, flags.output_model_tgz)):
-        runs.make_directory(os.path.dirname(path) or ".")
+        whole_files.make_directory(os.path.dirname(path) or ".")
 
 
 def _refuse_output(

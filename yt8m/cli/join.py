@@ -47,7 +47,7 @@ def define(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues) -> int:
-    from yt8m import runs
+    from yt8m import whole_files
     from yt8m.data import joining
     from yt8m.data.files import list_files
 
@@ -55,7 +55,7 @@ def run(flags: shared.FlagValues) -> int:
         raise UserError("Give --input_files twice at least: once for each input.")
     shared.require(flags, "output_dir", "No directory to write")
     inputs = [list_files(pattern, "--input_files") for pattern in flags.input_files]
-    runs.make_directory(flags.output_dir)
+    whole_files.make_directory(flags.output_dir)
     joined = joining.join_records(
         inputs, flags.output_dir, skip_missing=flags.on_missing == "skip"
     )
@@ -67,6 +67,6 @@ def run(flags: shared.FlagValues) -> int:
         f"--feature_sizes={','.join(map(str, joined.features.values()))}",
     )
     path = os.path.join(flags.output_dir, FLAGS_FILE)
-    runs.write_file(path, "\n".join(lines) + "\n")
+    whole_files.write_file(path, "\n".join(lines) + "\n")
     print("\n".join(lines))
     return 0

@@ -47,6 +47,7 @@ def run(flags: shared.FlagValues) -> int:
     shared.require(flags, "input_files", "No parts to merge")
     shared.require(flags, "output_file", "No file to write")
     files = _list(flags.input_files)
+    _refuse_missing_parts(files)
     shared.prepare_output(flags, "output_file", files)
     folders = [path for path in files if predictions.is_predictions(path)]
     if folders:
@@ -128,6 +129,24 @@ def _list(patterns: str) -> list[str]:
         found = list_files(pattern, "--input_files", folders=True)
         files |= dict.fromkeys(sorted(found, key=_numbers_as_such))
     return list(files)
+
+
+def _refuse_missing_parts(files: list[str]) -> None:
+    """Raises an error if the names tell of parts, `2-of-10`, that are not there."""
+    parts: dict[tuple[str, int, str], set[int]] = {}
+    for path in files:
+        if found := re.fullmatch(r"(.*?)(\d+)-of-(\d+)(.*?)", path, re.S):
+            start, number, count, rest = found.groups()
+            parts.setdefault((start, int(count), rest), set()).add(int(number))
+    for (start, count, rest), numbers in parts.items():
+        # `inference.py` counts from 0; others may count from 1.
+        missing = sorted(set(range(count)) - numbers)
+        if missing and numbers != set(range(1, count + 1)):
+            raise UserError(
+                f"{len(missing)} of the {count} parts {start}N-of-{count:05d}{rest} "
+                f"are not there, number {missing[0]} for one: predict them first, or "
+                "rename the others to merge them alone."
+            )
 
 
 def _numbers_as_such(name: str) -> list[str | int]:

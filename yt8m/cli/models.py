@@ -59,12 +59,12 @@ def define(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues) -> int:
-    from yt8m import runs
+    from yt8m import runs, whole_files
 
     runs.load_registries(flags.model_module)
     text = markdown() if flags.format == "markdown" else listing(flags.cost)
     if flags.output_file:
-        runs.write_file(flags.output_file, f"{text}\n")
+        whole_files.write_file(flags.output_file, f"{text}\n")
     else:
         print(text)
     return 0

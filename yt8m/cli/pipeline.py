@@ -120,7 +120,7 @@ def define(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues, path: str) -> int:
-    from yt8m import runs
+    from yt8m import whole_files
     from yt8m.cli.compress import parse_bytes
 
     shared.require(flags, "output_dir", "No directory to write")
@@ -141,7 +141,7 @@ def run(flags: shared.FlagValues, path: str) -> int:
         return 0
     arguments = [f"--{n}={flags[n].value}" for n in flags if flags[n].present]
     again = shlex.join(["yt8m", "pipeline", path, *arguments])
-    runs.make_directory(directory)
+    whole_files.make_directory(directory)
     with _locked(directory) as lock:
         status = run_steps(
             steps,
@@ -420,7 +420,7 @@ def run_steps(
     Raises:
         UserError: a step failed, or an output is there that is not of this pipeline.
     """
-    from yt8m import runs
+    from yt8m import whole_files
 
     _warn_of_unplanned(steps, directory)
     fingerprints: dict[str, str] = {}
@@ -447,8 +447,8 @@ def run_steps(
                      step.output)  # fmt: skip
             _remove(step.output)
         record = {"fingerprint": now, "command": step.line, "done": False}
-        runs.make_directory(os.path.dirname(path))
-        runs.write_file(path, json.dumps(record, indent=2) + "\n")
+        whole_files.make_directory(os.path.dirname(path))
+        whole_files.write_file(path, json.dumps(record, indent=2) + "\n")
         status = run_one(step.command)
         if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             log.warning("Stopped in the step %s. Go on with: %s", step.name, again)
@@ -459,7 +459,7 @@ def run_steps(
                 f"why. When that is mended, go on with: {again}"
             )
         record["done"] = True
-        runs.write_file(path, json.dumps(record, indent=2) + "\n")
+        whole_files.write_file(path, json.dumps(record, indent=2) + "\n")
         check()
     return 0
 
@@ -601,7 +601,7 @@ def _check_bytes(steps: Sequence[Step], most: int | None) -> None:
 
 def _report(steps: Sequence[Step], directory: str) -> None:
     """Prints the table of scores, and where the model and the submission are."""
-    from yt8m import runs
+    from yt8m import whole_files
     from yt8m.cli.compress import bytes_below
     from yt8m.cli.recipes import table
 
@@ -616,7 +616,7 @@ def _report(steps: Sequence[Step], directory: str) -> None:
         rows.append([name, videos, *(f"{x:.5f}" for x in figures)])
     header = ["predictions", "videos", "GAP", "Hit@1", "PERR"]
     text = table(header, rows, "markdown")
-    runs.write_file(os.path.join(directory, "scores.md"), f"{text}\n")
+    whole_files.write_file(os.path.join(directory, "scores.md"), f"{text}\n")
     print(table(header, rows, "text"))
     print(
         f"The final model: {bytes_below(model):,} bytes, {len(_models(steps))} runs as "

@@ -55,7 +55,7 @@ def define(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues, path: str) -> int:
-    from yt8m import runs
+    from yt8m import whole_files
     from yt8m.data.files import list_files
     from yt8m.data.vocabulary import load_vocabulary
     from yt8m.inference import scoring
@@ -86,8 +86,8 @@ def run(flags: shared.FlagValues, path: str) -> int:
             log.warning("%s: %d video(s) %s.", path, count, what)
     if flags.per_class:
         name = vocabulary.name if vocabulary else None
-        runs.write_file(flags.per_class, scoring.class_table(result, name))
+        whole_files.write_file(flags.per_class, scoring.class_table(result, name))
     if flags.output_file:
         del result["per_class"]
-        runs.write_file(flags.output_file, json.dumps(result, indent=2) + "\n")
+        whole_files.write_file(flags.output_file, json.dumps(result, indent=2) + "\n")
     return 0

@@ -63,7 +63,7 @@ def define(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues) -> int:
-    from yt8m import runs
+    from yt8m import whole_files
     from yt8m.data.segments import load_class_ids
     from yt8m.data.vocabulary import Vocabulary, load_vocabulary
     from yt8m.inference.segments import segment_average_precisions
@@ -92,7 +92,7 @@ def run(flags: shared.FlagValues) -> int:
     print(f"Num classes: {len(precisions)} | mAP@{flags.top_n}: {mean:.6f}")
     if flags.per_class:
         table = _table(precisions, ratings, vocabulary)
-        runs.write_file(flags.per_class, table)
+        whole_files.write_file(flags.per_class, table)
     return 0
 
 
@@ -114,7 +114,7 @@ def _ratings(flags: shared.FlagValues) -> Ratings:
     """The ratings of the shards or, if there is one, of the cache."""
     import tensorflow as tf
 
-    from yt8m import runs
+    from yt8m import whole_files
     from yt8m.data.files import list_files
     from yt8m.data.segments import read_ratings
 
@@ -136,7 +136,7 @@ def _ratings(flags: shared.FlagValues) -> Ratings:
             for label, rated in ratings.items()
             for name, rating in rated.items()
         ]
-        runs.write_file(cache, "".join(lines))
+        whole_files.write_file(cache, "".join(lines))
     return ratings
 
 

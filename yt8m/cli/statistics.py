@@ -14,8 +14,6 @@ from absl import flags as absl_flags
 from yt8m import schema
 from yt8m.cli import flags as shared
 
-LOCAL = ("output_dir", "undo_pca", "centroids")
-
 
 def define(flags: shared.FlagValues) -> None:
     shared.output_dir(flags, "Where to write the shards, under the same names.")
@@ -60,7 +58,7 @@ def define(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues) -> int:
-    from yt8m import runs
+    from yt8m import whole_files
     from yt8m.data import pipeline, statistics
     from yt8m.data.clusters import Centroids
 
@@ -78,7 +76,7 @@ def run(flags: shared.FlagValues) -> int:
     if settings.centroids:
         Centroids.load(settings.centroids)
     files = pipeline.list_files(flags.input_data_pattern, "--input_data_pattern")
-    runs.make_directory(flags.output_dir)
+    whole_files.make_directory(flags.output_dir)
     workers = flags.num_workers or os.cpu_count() or 1
     paths = statistics.write_statistics(files, flags.output_dir, settings, workers)
     from yt8m.data.files import sniff_first

@@ -85,7 +85,7 @@ def define(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues) -> int:
-    from yt8m import runs
+    from yt8m import whole_files
     from yt8m.data import synthetic
 
     shared.require(flags, "output_dir", "No directory to write")
@@ -96,7 +96,7 @@ def run(flags: shared.FlagValues) -> int:
         features=shared.parse_features(flags.feature_names, flags.feature_sizes),
         **values,
     )
-    runs.make_directory(flags.output_dir)
+    whole_files.make_directory(flags.output_dir)
     paths = synthetic.write_dataset(
         config,
         flags.output_dir,

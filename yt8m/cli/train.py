@@ -63,7 +63,7 @@ def define(flags: shared.FlagValues) -> None:
 
 
 def run(flags: shared.FlagValues) -> int:
-    from yt8m import runs
+    from yt8m import runs, whole_files
 
     runs.load_registries(flags.model_module)
     if flags.list_models:
@@ -131,7 +131,7 @@ def run(flags: shared.FlagValues) -> int:
             moved = runs.start_anew(directory)
             if moved:
                 log.info("The earlier run is now %s.", moved)
-        runs.make_directory(directory)
+        whole_files.make_directory(directory)
         runs.write_config(directory, config)
         index.save()
     if trainer.step >= trainer.last_step:

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
 
 from yt8m import schema
-from yt8m.data.array_files import save_arrays
-from yt8m.data.records import decode_record
+from yt8m.data.array_files import load_arrays, save_arrays
+from yt8m.data.labels import read_each
+from yt8m.data.records import Record
 from yt8m.errors import DataError, UserError
 from yt8m.progress import Progress
 
@@ -41,11 +41,11 @@ class Centroids:
     def load(cls, path: str) -> "Centroids":
         """Reads a file of `save`. Raises `UserError` if it is none."""
         try:
-            with np.load(path) as stored:
-                sizes = [int(s) for s in stored["sizes"]]
-                names = [str(n) for n in stored["names"]]
-                return cls(dict(zip(names, sizes, strict=True)), stored["values"])
-        except (OSError, KeyError, ValueError) as e:
+            stored = load_arrays(path)
+            sizes = [int(s) for s in stored["sizes"]]
+            names = [str(n) for n in stored["names"]]
+            return cls(dict(zip(names, sizes, strict=True)), stored["values"])
+        except (UserError, IndexError, KeyError, ValueError) as e:
             raise UserError(f"{path} is no file of centroids: {e}") from e
 
     def nearest(self, frames: np.ndarray) -> np.ndarray:
@@ -82,12 +82,15 @@ def concatenate(frames: dict[str, np.ndarray], features: dict[str, int]) -> np.n
     parts = []
     for name, size in features.items():
         values = frames.get(name)
-        if values is None or (values.size and values.shape[1] != size):
+        fits = values is not None and values.ndim == 2
+        if not fits or (values.size and values.shape[1] != size):
             raise DataError(f"has no feature {name} of {size} values a frame")
         if values.dtype == np.uint8:
             values = values * np.float32(schema.DEQUANTIZE_SCALE)
             values += np.float32(schema.DEQUANTIZE_OFFSET)
         parts.append(values.reshape(-1, size))
+    if len({len(part) for part in parts}) > 1:
+        raise DataError("has features that differ in their number of frames")
     return np.concatenate(parts, axis=1)
 
 
@@ -152,19 +155,15 @@ def _frames(
     rng: np.random.Generator,
 ) -> Iterator[np.ndarray]:
     """Frames float32 [n, D] of each video in turn."""
+
+    def drawn(record: Record) -> np.ndarray:
+        frames = concatenate(record.features, features)
+        if 0 < frames_per_video < len(frames):
+            chosen = rng.choice(len(frames), frames_per_video, replace=False)
+            frames = frames[np.sort(chosen)]
+        if not np.isfinite(frames).all():
+            raise DataError("has a value that is not finite")
+        return frames
+
     for path in files:
-        index = 0
-        try:
-            for serialized in tf.data.TFRecordDataset(path).as_numpy_iterator():
-                frames = concatenate(decode_record(serialized).features, features)
-                if 0 < frames_per_video < len(frames):
-                    chosen = rng.choice(len(frames), frames_per_video, replace=False)
-                    frames = frames[np.sort(chosen)]
-                yield frames
-                index += 1
-        except DataError as e:
-            raise DataError(f"{path}, record {index}: {e}.") from e
-        except tf.errors.OpError as e:
-            raise DataError(
-                f"{path}, record {index}: damaged, cut off, or not of a TFRecord file."
-            ) from e
+        yield from read_each(path, drawn)

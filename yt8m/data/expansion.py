@@ -48,6 +48,9 @@ def expand(
         DataError: a file or record that cannot be read, a record of frame level, or
             a mean that no bytes can have. The message names file and record.
     """
+    import tensorflow as tf
+
+    from yt8m import whole_files
     from yt8m.data.records import write_records
 
     if max_frames < 1:
@@ -61,15 +64,12 @@ def expand(
     if len(set(outputs)) < len(outputs):
         raise UserError("Two of the files have the same name; expand them apart.")
     for path in inputs:
-        if not os.path.exists(path):
+        if not tf.io.gfile.exists(path):
             raise DataError(f"{path} does not exist.")
     for path in outputs:
-        if os.path.exists(path):
+        if tf.io.gfile.exists(path):
             raise UserError(f"{path} exists already: remove it or name another folder.")
-    try:
-        os.makedirs(output_dir, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"{output_dir} cannot be made: {e.strerror}.") from e
+    whole_files.make_directory(os.fspath(output_dir))
     for source, path in zip(inputs, outputs, strict=True):
         write_records(path, _expand_records(source, max_frames, seed))
     return outputs
@@ -137,22 +137,12 @@ def _draw_frames(
 
 
 def _expand_records(path: str, max_frames: int, seed: int) -> Iterator[bytes]:
-    import tensorflow as tf
+    from yt8m.data.labels import read_each
+    from yt8m.data.records import encode_frame_record
 
-    from yt8m.data.records import decode_record, encode_frame_record
+    def expanded(record: "Record") -> bytes:
+        features = expand_record(record, max_frames, seed)
+        id_key = record.id_key or schema.ID_KEYS[0]
+        return encode_frame_record(record.id, features, record.labels, id_key)
 
-    index = 0
-    try:
-        for serialized in tf.data.TFRecordDataset(path).as_numpy_iterator():
-            record = decode_record(serialized)
-            features = expand_record(record, max_frames, seed)
-            yield encode_frame_record(
-                record.id, features, record.labels, record.id_key or schema.ID_KEYS[0]
-            )
-            index += 1
-    except DataError as e:
-        raise DataError(f"{path}, record {index}: {e}.") from e
-    except tf.errors.OpError as e:
-        raise DataError(
-            f"{path}, record {index}: damaged, cut off, or not of a TFRecord file."
-        ) from e
+    return read_each(path, expanded)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from yt8m import remote, schema
+from yt8m import remote, schema, whole_files
 from yt8m.config import DataConfig
 from yt8m.data import index
 from yt8m.data.records import decode_record
@@ -122,7 +122,15 @@ def _find(glob: str, flag: str) -> list[str]:
         return [glob]
     if not re.search(r"[*?[\\]", glob):  # a bucket would be listed for each name
         return [glob] if tf.io.gfile.exists(glob) else []
-    return tf.io.gfile.glob(glob)
+    found = tf.io.gfile.glob(glob)
+    cut = [path for path in found if whole_files.is_temporary(path)]
+    if cut:
+        log.warning(
+            "%s%s is left out: it is still being written, or its writer was killed.",
+            cut[0],
+            f", as {len(cut) - 1} others," if cut[1:] else "",
+        )
+    return [path for path in found if path not in cut]
 
 
 def _brackets(glob: str) -> str:

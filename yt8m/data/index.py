@@ -5,18 +5,22 @@ length, the data, 4 bytes of checksum of the data. Counting hops from header to
 header; on a healthy file the last hop lands on the end of the file.
 """
 
+import contextlib
 import functools
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from yt8m import whole_files
 from yt8m.data.examples import Examples
+from yt8m.errors import DataError, UserError, reason
 
 _HEADER, _FOOTER = 12, 4
 _THREADS = 64  # the time goes by in waiting for the disk or the network
@@ -72,7 +76,11 @@ class RecordIndex:
                 pass
 
     def counts(self, files: Iterable[str]) -> list[int]:
-        """The number of records of each file, unreadable stretches counted as one."""
+        """The number of records of each file, unreadable stretches counted as one.
+
+        Raises:
+            DataError: a file cannot be opened; names it.
+        """
         return self._map(self._count, files)
 
     def example_counts(
@@ -95,37 +103,43 @@ class RecordIndex:
         return counts
 
     def _count_examples(self, examples: Examples, path: str) -> list[int]:
-        key = f"{_key(path)} {examples.key}"
-        if key not in self._counts:
+        with _explained(path):
+            key = f"{_key(path)} {examples.key}"
+            if key in self._counts:
+                return self._counts[key]
             shard = scan(path)
             counts = _examples_of(shard, examples)
-            if shard.faults:
-                self.damaged[path] = shard
-                return counts
-            self._counts[key] = counts
-        return self._counts[key]
+        return self._note(key, shard, counts)
 
     def _count(self, path: str) -> int:
-        key = _key(path)
-        if key not in self._counts:
+        with _explained(path):
+            key = _key(path)
+            if key in self._counts:
+                return self._counts[key]
             shard = scan(path)
-            if shard.faults:
-                self.damaged[path] = shard
-                return shard.count  # not kept: the faults are to be found again
-            self._counts[key] = shard.count
-        return self._counts[key]
+        return self._note(key, shard, shard.count)
+
+    def _note(self, key: str, shard: Shard, count: Any) -> Any:
+        if shard.faults:  # not kept: they are to be found again
+            self.damaged[shard.path] = shard
+        else:
+            self._counts[key] = count
+        return count
 
     def save(self) -> None:
         """Writes the cache; done after each count, and once its folder is there."""
         if not self._cache_file:
             return
-        temporary = f"{self._cache_file}.{os.getpid()}.writing"
-        try:
-            with tf.io.gfile.GFile(temporary, "w") as f:
-                json.dump(self._counts, f)
-            tf.io.gfile.rename(temporary, self._cache_file, overwrite=True)
-        except (tf.errors.OpError, OSError):
-            pass  # counting again costs time only
+        with contextlib.suppress(UserError):  # counting again costs time only
+            whole_files.write_file(self._cache_file, json.dumps(self._counts))
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as e:
+        raise DataError(f"{path} cannot be read: {reason(e)}") from e
 
 
 def _key(path: str) -> str:

@@ -16,7 +16,7 @@ from yt8m import schema
 from yt8m.data.faults import find_context_fault, first_fault, named
 from yt8m.data.files import leave_out_empty
 from yt8m.data.index import RecordIndex, scan
-from yt8m.data.records import parse_message, read_id
+from yt8m.data.records import Record, decode_record, parse_message, read_id
 from yt8m.errors import DataError, reason
 
 _RECORDS = 256  # parsed at once; frame-level ones take 350 kB each
@@ -150,6 +150,20 @@ def read_numbered(path: str) -> Iterator[tuple[int, bytes]]:
             first += len(batch)
     except tf.errors.OpError as e:
         raise _bad_file(path, e) from e
+
+
+def read_each(path: str, use: Callable[[Record], Any]) -> Iterator[Any]:
+    """What `use` makes of each record of a file.
+
+    Raises:
+        DataError: as `read_numbered`; or one of `use`, which gets the file's name and
+            the record's number.
+    """
+    for number, serialized in read_numbered(path):
+        try:
+            yield use(decode_record(serialized))
+        except DataError as e:
+            raise DataError(f"{path}, record {number}: {e}.") from e
 
 
 def _bad_file(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from yt8m import schema
+from yt8m import schema, whole_files
 from yt8m.config import DataConfig, FrameAugmentation
 from yt8m.data.frames import scene_breaks, select_frames
 from yt8m.errors import DataError, UserError, reason
@@ -114,7 +114,7 @@ def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
         UserError: it cannot be written; errors of `records` are raised as they are.
     """
     path, count = os.fspath(path), 0
-    temporary = f"{path}.writing"
+    temporary = whole_files.temporary_name(path)
     try:
         with _explained(path):
             opened = tf.io.TFRecordWriter(temporary)

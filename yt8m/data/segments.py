@@ -13,7 +13,6 @@ some frames before and after them; the frames are those of the whole record, so 
 301st counts.
 """
 
-import contextlib
 import http.client
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from yt8m import schema
+from yt8m import schema, whole_files
 from yt8m.data.records import (
     CUT_START_KEY,
     SegmentRatings,
@@ -262,15 +261,8 @@ def write_class_ids(path: str, classes: Iterable[int]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = f"{path}.writing"
-    try:
-        with tf.io.gfile.GFile(temporary, "w") as f:
-            f.write("\n".join([_CLASS_IDS_HEADER, *map(str, classes)]) + "\n")
-        tf.io.gfile.rename(temporary, path, overwrite=True)
-    except tf.errors.OpError as e:
-        with contextlib.suppress(tf.errors.OpError):
-            tf.io.gfile.remove(temporary)
-        raise UserError(f"{path} cannot be written: {_reason(e)}") from e
+    lines = [_CLASS_IDS_HEADER, *map(str, classes)]
+    whole_files.write_file(path, "\n".join(lines) + "\n")
 
 
 def _reason(error: Exception) -> str:

@@ -8,21 +8,29 @@ since all of them go with a rising linear function.
 """
 
 import concurrent.futures
+import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from yt8m import schema
+from yt8m import schema, whole_files
+from yt8m.data import index
+from yt8m.data.array_files import load_arrays
 from yt8m.data.clusters import Centroids
 from yt8m.data.files import sniff_first
-from yt8m.data.records import decode_record, encode_video_record, write_records
-from yt8m.errors import DataError, UserError, near_matches
+from yt8m.data.labels import read_each
+from yt8m.data.records import Record, encode_video_record, write_records
+from yt8m.errors import DataError, UserError, near_matches, reason
 from yt8m.progress import Progress
 
 STATISTICS = ("mean", "std", "min", "max", "median", "mode", "top")
@@ -144,11 +152,11 @@ class Pca:
 
     @staticmethod
     def _load(directory: str, name: str) -> np.ndarray:
-        path = os.path.join(directory, f"{name}.npy")
         try:
-            return np.load(path).astype(np.float64)
-        except (OSError, ValueError) as e:
-            raise UserError(f"--undo_pca: {path} cannot be read: {e}") from e
+            values = load_arrays(os.path.join(directory, f"{name}.npy"))
+            return values.astype(np.float64)
+        except (UserError, AttributeError, ValueError) as e:
+            raise UserError(f"--undo_pca: {e}") from e
 
     def undo(self, frames: np.ndarray) -> np.ndarray:
         """From features [T, D] to what they were before the PCA, float32 [T, N]."""
@@ -190,8 +198,9 @@ def write_statistics(
         raise UserError("Two of the files have the same name; take them apart.")
     if any(source == output for source, output in pairs):
         raise UserError(f"--output_dir={output_dir} is where the frames are.")
-    _check_settings(output_dir, settings)
     left = [pair for pair in pairs if not tf.io.gfile.exists(pair[1])]
+    done = [source for source, output in pairs if (source, output) not in left]
+    _note_settings(output_dir, settings, [source for source, _ in pairs], done)
     # A video without frames does not tell the sizes of its features.
     _, sniffed = sniff_first([source for source, _ in pairs])
     sizes = {name: size for name, (_, size) in sniffed.features.items()}
@@ -201,38 +210,127 @@ def write_statistics(
                 _write_shard(*pair, settings, sizes)
                 p.update(1)
             return outputs
-        # TensorFlow's threads do not survive a fork.
-        with concurrent.futures.ProcessPoolExecutor(
-            min(num_workers, len(left)), multiprocessing.get_context("spawn")
-        ) as pool:
-            futures = [
-                pool.submit(_write_shard, *pair, settings, sizes) for pair in left
-            ]
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    future.result()
-                    p.update(1)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        for _ in _in_processes(min(num_workers, len(left)), left, settings, sizes):
+            p.update(1)
     return outputs
 
 
-def _check_settings(output_dir: str, settings: Settings) -> None:
-    """Notes the settings; refuses a directory whose shards have others."""
+def _note_settings(
+    output_dir: str, settings: Settings, sources: list[str], done: list[str]
+) -> None:
+    """Notes in the directory what its shards are made of, and how.
+
+    Args:
+        output_dir: of the shards.
+        settings: how.
+        sources: all files.
+        done: those whose shards are there.
+
+    Raises:
+        UserError: what is there is of other settings, or of other files.
+    """
     path = os.path.join(output_dir, SETTINGS_FILE)
-    text = json.dumps(asdict(settings), indent=2) + "\n"
-    if tf.io.gfile.exists(path):
+    noted = _read_settings(path)
+    own = json.loads(json.dumps(asdict(settings)))
+    if settings.centroids:
+        own["centroids_sha256"] = _digest(settings.centroids)
+    # Earlier versions noted neither digests nor sizes.
+    if any(noted.get(name, value) != value for name, value in own.items()):
+        raise UserError(
+            f"{path} has other settings: name another --output_dir, or remove the "
+            "shards there."
+        )
+    found = dict(zip(sources, index.sizes(sources), strict=True))
+    sizes = noted.get("source_bytes", {})
+    for source in done:
+        name, size = os.path.basename(source), found[source]
+        if sizes.get(name, size) != size:
+            raise UserError(
+                f"{os.path.join(output_dir, name)} was made of another file of that "
+                f"name, of {sizes[name]:,} bytes, than {source}, of {size:,}: name "
+                "another --output_dir, or remove the shards there."
+            )
+    sizes |= {os.path.basename(source): size for source, size in found.items()}
+    text = json.dumps({**own, "source_bytes": dict(sorted(sizes.items()))}, indent=2)
+    whole_files.write_file(path, text + "\n")
+
+
+def _read_settings(path: str) -> dict[str, Any]:
+    """What `_note_settings` wrote; nothing if there is no such file."""
+    if not tf.io.gfile.exists(path):
+        return {}
+    try:
         with tf.io.gfile.GFile(path) as f:
-            if f.read() != text:
-                raise UserError(
-                    f"{path} has other settings: name another --output_dir, or remove "
-                    "the shards there."
-                )
-        return
-    with tf.io.gfile.GFile(path + ".writing", "w") as f:
-        f.write(text)
-    tf.io.gfile.rename(path + ".writing", path, overwrite=True)
+            return dict(json.load(f))
+    except (*(OSError, tf.errors.OpError), ValueError, TypeError) as e:
+        raise UserError(f"{path} cannot be read: {reason(e)}; remove it.") from e
+
+
+def _digest(path: str) -> str:
+    with tf.io.gfile.GFile(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+# --- processes -----------------------------------------------------------------------
+
+
+def _in_processes(
+    count: int, pairs: list[tuple[str, str]], settings: Settings, sizes: dict[str, int]
+) -> Iterator[None]:
+    """Writes the shards of `pairs` in `count` processes; yields after each."""
+    # TensorFlow's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    stopped = context.Event()
+    pool = concurrent.futures.ProcessPoolExecutor(
+        count, context, initializer=_begin_process, initargs=(stopped,)
+    )
+    try:
+        futures = [
+            pool.submit(_write_in_process, *pair, settings, sizes) for pair in pairs
+        ]
+        for future in concurrent.futures.as_completed(futures):
+            yield future.result()
+    except BaseException:
+        stopped.set()  # the others leave the shards that they are at
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Process:
+    """What a process of the pool shares between its two threads."""
+
+    stopped: Any  # multiprocessing's Event: whether to leave what one is at
+    writing = threading.Lock()
+
+
+def _begin_process(stopped) -> None:
+    """Lets a process end with its parent, whatever the parent died of."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    _Process.stopped = stopped
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        stopped.set()
+        with _Process.writing:  # the temporary file is removed first
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _write_in_process(source, output, settings, sizes) -> None:
+    def until_stopped(records: Iterable[bytes]) -> Iterator[bytes]:
+        for record in records:
+            if _Process.stopped.is_set():
+                raise InterruptedError
+            yield record
+
+    with _Process.writing, contextlib.suppress(InterruptedError):
+        records = _records(source, settings, sizes)
+        write_records(output, until_stopped(records))
+
+
+# --- one shard -----------------------------------------------------------------------
 
 
 def _write_shard(
@@ -244,34 +342,26 @@ def _write_shard(
 def _records(source: str, settings: Settings, sizes: dict[str, int]) -> Iterator[bytes]:
     pca = Pca(settings.undo_pca) if settings.undo_pca else None
     centroids = Centroids.load(settings.centroids) if settings.centroids else None
-    index = 0
-    try:
-        for serialized in tf.data.TFRecordDataset(source).as_numpy_iterator():
-            record = decode_record(serialized)
-            if record.level != "frame":
-                raise DataError("has no frames; frame-level records are wanted")
-            frames = {n: f[: settings.max_frames] for n, f in record.features.items()}
-            lengths = {len(f) for f in frames.values()}
-            if len(lengths) > 1:
-                raise DataError("has features that differ in their number of frames")
-            if centroids:
-                frames = centroids.represent(frames)
-            features = {}
-            for name, values in frames.items():
-                if not len(values):
-                    values = np.zeros((0, sizes.get(name, 0)), np.uint8)
-                if pca and name == "rgb":
-                    values = pca.undo(values)
-                found = frame_statistics(values, settings.statistics)
-                features |= {f"{statistic}_{name}": v for statistic, v in found.items()}
-            features["num_frames"] = np.array([lengths.pop()], np.float32)
-            yield encode_video_record(
-                record.id, features, record.labels, record.id_key or schema.ID_KEYS[0]
-            )
-            index += 1
-    except DataError as e:
-        raise DataError(f"{source}, record {index}: {e}.") from e
-    except tf.errors.OpError as e:
-        raise DataError(
-            f"{source}, record {index}: damaged, cut off, or not of a TFRecord file."
-        ) from e
+
+    def described(record: Record) -> bytes:
+        if record.level != "frame":
+            raise DataError("has no frames; frame-level records are wanted")
+        frames = {n: f[: settings.max_frames] for n, f in record.features.items()}
+        lengths = {len(f) for f in frames.values()}
+        if len(lengths) > 1:
+            raise DataError("has features that differ in their number of frames")
+        if centroids:
+            frames = centroids.represent(frames)
+        features = {}
+        for name, values in frames.items():
+            if not len(values):
+                values = np.zeros((0, sizes.get(name, 0)), np.uint8)
+            if pca and name == "rgb":
+                values = pca.undo(values)
+            found = frame_statistics(values, settings.statistics)
+            features |= {f"{statistic}_{name}": v for statistic, v in found.items()}
+        features["num_frames"] = np.array([lengths.pop()], np.float32)
+        id_key = record.id_key or schema.ID_KEYS[0]
+        return encode_video_record(record.id, features, record.labels, id_key)
+
+    return read_each(source, described)

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from yt8m import schema
-from yt8m.errors import UserError, near_matches
+from yt8m.errors import UserError, near_matches, reason
 
 if TYPE_CHECKING:  # videos are generated without TensorFlow, which records need
     from yt8m.data.records import SegmentRatings
@@ -883,15 +883,12 @@ def write_dataset(
         os.path.join(output_dir, f"{split}{shard:04d}.tfrecord")
         for shard in range(num_shards)
     ]
-    try:
-        _clear(output_dir, split)
-        _write_classes(config, os.path.join(output_dir, CLASSES_FILE))
-        for shard, path in enumerate(paths):
-            videos = range(shard, num_videos, num_shards)
-            records = _records(config, split, shard, videos, level, segments)
-            write_records(path, records)
-    except OSError as e:
-        raise UserError(f"{output_dir} cannot be written: {e.strerror}") from e
+    _clear(output_dir, split)
+    _write_classes(config, os.path.join(output_dir, CLASSES_FILE))
+    for shard, path in enumerate(paths):
+        videos = range(shard, num_videos, num_shards)
+        records = _records(config, split, shard, videos, level, segments)
+        write_records(path, records)
     return paths
 
 
@@ -936,21 +933,29 @@ def _video_id(split: str, shard: int, place: int) -> str:
 
 def _clear(output_dir: str, split: str):
     """Makes the directory; removes shards of the split if they were made here."""
-    os.makedirs(output_dir, exist_ok=True)
+    import tensorflow as tf
+
+    from yt8m import whole_files
+
+    whole_files.make_directory(output_dir)
     shard = re.compile(rf"{split}\d{{4}}\.tfrecord")
-    found = [name for name in sorted(os.listdir(output_dir)) if shard.fullmatch(name)]
-    if found and not os.path.exists(os.path.join(output_dir, CLASSES_FILE)):
+    names = tf.io.gfile.listdir(output_dir)
+    found = [name for name in sorted(names) if shard.fullmatch(name)]
+    if found and not tf.io.gfile.exists(os.path.join(output_dir, CLASSES_FILE)):
         raise UserError(
             f"{os.path.join(output_dir, found[0])} was not made by this command "
             f"(there is no {CLASSES_FILE} beside it): choose another directory."
         )
-    for name in found:
-        os.remove(os.path.join(output_dir, name))
+    try:
+        for name in found:
+            tf.io.gfile.remove(os.path.join(output_dir, name))
+    except (OSError, tf.errors.OpError) as e:
+        raise UserError(f"{output_dir} cannot be cleared: {reason(e)}") from e
 
 
 def _write_classes(config: SyntheticConfig, path: str):
+    from yt8m import whole_files
+
     lines = ["Index,Kind"]
     lines += [f"{label},{config.kind_of(label)}" for label in range(config.num_classes)]
-    with open(f"{path}.writing", "w") as file:
-        file.write("\n".join(lines) + "\n")
-    os.replace(f"{path}.writing", path)
+    whole_files.write_file(path, "\n".join(lines) + "\n")

@@ -30,7 +30,7 @@ from typing import BinaryIO
 
 import tensorflow as tf
 
-from yt8m import runs
+from yt8m import runs, whole_files
 from yt8m.config import RunConfig
 from yt8m.errors import DataError, UserError
 from yt8m.runs import CheckpointInfo, Run
@@ -66,7 +66,7 @@ def write_bundle(run: Run, path: str) -> None:
     Raises:
         UserError: it cannot be written, or the user's file has an odd name.
     """
-    temporary = runs.temporary_name(path)
+    temporary = whole_files.temporary_name(path)
     try:
         with tempfile.TemporaryDirectory() as folder:
             _collect(run, folder)
@@ -153,7 +153,7 @@ def read_bundle(path: str, directory: str) -> str:
     _refuse_foreign(directory)
     # A name that nobody could have prepared.
     temporary = f"{directory}.unpacking-{secrets.token_hex(8)}"
-    runs.make_directory(temporary)
+    whole_files.make_directory(temporary)
     try:
         names = _unpack(path, temporary)
         step = _checkpoint_step(path, temporary)
@@ -166,7 +166,7 @@ def read_bundle(path: str, directory: str) -> str:
                     os.path.join(temporary, name), os.path.join(checkpoint, name)
                 )
         marker = json.dumps({"bundle": path}) + "\n"
-        runs.write_file(os.path.join(temporary, MARKER_FILE), marker)
+        whole_files.write_file(os.path.join(temporary, MARKER_FILE), marker)
         if tf.io.gfile.exists(directory):
             tf.io.gfile.rmtree(directory)
         tf.io.gfile.rename(temporary, directory)

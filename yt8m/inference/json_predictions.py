@@ -41,12 +41,20 @@ def convert(files: Iterable[str], output_file: str) -> int:
         The number of videos.
 
     Raises:
-        DataError: a line is no prediction; names file and line.
+        DataError: a line is no prediction, or a video is there twice; names the file
+            and the line or the video.
         UserError: a file cannot be read or written.
     """
+    seen: set[bytes] = set()
     with SubmissionWriter(output_file) as writer:
         for path in sorted(files, key=_natural):
             for video_id, classes, scores in read_json_predictions(path):
+                if video_id in seen:
+                    raise DataError(
+                        f"{path}: video {video_id.decode()} is there twice, or in a "
+                        "file before; each one has one line in a submission."
+                    )
+                seen.add(video_id)
                 # Among equal scores the lower class comes first.
                 order = np.lexsort((classes, -scores))
                 writer.write([video_id], classes[None, order], scores[None, order])
@@ -73,7 +81,7 @@ def read_json_predictions(path: str) -> Iterator[tuple[bytes, np.ndarray, np.nda
             raise DataError(
                 f"{path}, line {number}: not JSON: {e.msg}, at character {e.pos + 1}."
             ) from e
-        except (ValueError, RecursionError) as e:
+        except (ValueError, OverflowError, RecursionError) as e:
             raise DataError(f"{path}, line {number}: {e}.") from e
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from yt8m import runs
+from yt8m import runs, whole_files
 from yt8m.errors import UserError
 
 FILE_ERRORS = (OSError, EOFError, zlib.error, tf.errors.OpError)
@@ -33,7 +33,7 @@ class ReplacedFile:
     """
 
     def __init__(self, path: str, open_file: Callable[[str], Any] | None = None):
-        self.path, self._temporary = path, runs.temporary_name(path)
+        self.path, self._temporary = path, whole_files.temporary_name(path)
         self._open, self._file = open_file or self._open_bytes, None
 
     def _open_bytes(self, path: str) -> Any:

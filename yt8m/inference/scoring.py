@@ -122,7 +122,8 @@ def _read_shards(files: list[str], num_classes: int) -> Iterator[_Block]:
 def _read_table(path: str) -> Iterator[_Block]:
     """As `_read_shards`."""
     lines = submission.read_lines(path, _MAX_LINE_BYTES)
-    rows = csv.reader(line.decode(errors="surrogateescape") for _, line in lines)
+    text = (line.decode(errors="surrogateescape") for _, line in lines)
+    rows = _parsed(path, csv.reader(text))
     first = next(rows, [])
     columns = _columns(path, first)
     # Without a header the first row is one like the others.
@@ -141,8 +142,19 @@ def _read_table(path: str) -> Iterator[_Block]:
                     f"{path}, line {line}: expected an id and its labels, found "
                     f"{','.join(row)[:60]!r}."
                 ) from None
-        flat = np.fromiter(itertools.chain.from_iterable(labels), np.int64)
+        every = list(itertools.chain.from_iterable(labels))
+        if max(every, default=0) > np.iinfo(np.int64).max:
+            raise DataError(f"{path}: {max(every)} is no label; labels are indices.")
+        flat = np.array(every, np.int64)
         yield path, ids, [len(own) for own in labels], flat
+
+
+def _parsed(path: str, rows: Any) -> Iterator[list[str]]:
+    """The rows of a `csv.reader`, whose errors get the names of file and line."""
+    try:
+        yield from rows
+    except csv.Error as e:
+        raise DataError(f"{path}, line {rows.line_num}: {e}.") from e
 
 
 def _columns(path: str, first: list[str]) -> tuple[int, int]:

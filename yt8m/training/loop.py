@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from yt8m import evaluation, losses, runs
+from yt8m import evaluation, losses, runs, whole_files
 from yt8m.config import RunConfig
 from yt8m.data.pipeline import Reader
 from yt8m.distribution import (
@@ -376,7 +376,7 @@ class Trainer:
         ids = [i.decode() for _, host in dataset for i in host["id"].numpy()]
         path = os.path.join(self.directory, f"non-finite-step-{step + 1}.txt")
         if self.chief:
-            runs.write_file(path, "\n".join(ids) + "\n")
+            whole_files.write_file(path, "\n".join(ids) + "\n")
         self.checkpoints.wait()
         latest = self.checkpoints.latest()
         kept = f"the checkpoint of step {latest.step} is kept" if latest else ""
@@ -845,7 +845,7 @@ class Journal:
         rows = read_rows(self.path, step)
         lines = [",".join(self.FIELDS)]
         lines += [",".join(r.get(name) or "" for name in self.FIELDS) for r in rows]
-        runs.write_file(self.path, "\n".join(lines) + "\n")
+        whole_files.write_file(self.path, "\n".join(lines) + "\n")
 
     def advance(self, outcome: Outcome, steps: int) -> None:
         """Notes that `steps` steps were taken at the mean loss of `outcome`."""

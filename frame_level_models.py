@@ -42,6 +42,7 @@ from yt8m.layers.preprocessing import (
 from yt8m.layers.recurrent import LSTM, Bidirectional
 from yt8m.layers.recurrent_stack import (
     FastForwardPooling,
+    LinearPooling,
     RecurrentPooling,
     rising_weights,
 )
@@ -51,7 +52,7 @@ from yt8m.layers.statistics import masked_max
 from yt8m.layers.streams import pool_streams
 from yt8m.layers.transformer import TransformerEncoder
 from yt8m.layers.vlad_bow import VladBoW
-from yt8m.model import FrameLevelModel, PoolingModel
+from yt8m.model import FrameLevelModel, PoolingModel, YT8MModel
 from yt8m.registry import arguments, register
 
 log = logging.getLogger("yt8m")
@@ -662,6 +663,7 @@ class MixtureNeXtVLADModel(FrameLevelModel):
             )
             for i in range(branches)
         ]
+        _refuse_training_inputs("branch", branch, self.parts[0].model)
         self.mixture = LogitMixture(
             temperature, distillation_weight, dtype=self.dtype_policy, name="mixture"
         )
@@ -826,6 +828,16 @@ class BofModel(PoolingModel):
 
 # Sizes and activations.
 DenseLayers = Sequence[tuple[int, str]]
+
+
+def _refuse_training_inputs(name: str, value: str, model: YT8MModel) -> None:
+    """Raises an error for a part that would train without what it asks for."""
+    if names := model.training_input_names:
+        raise UserError(
+            f"{name}={value}, with these arguments, takes {', '.join(names)} in "
+            "training, which a model that is part of another one does not get; the "
+            "pooling adaptive_noise does so."
+        )
 
 
 def _dense_layers(layers: DenseLayers, dtype: Any) -> list[keras.layers.Layer]:
@@ -2160,6 +2172,9 @@ class LstmMoeModel(PoolingModel):
             Dropout(dropout, dtype=self.dtype_policy, name=f"drop_{i}")
             for i in range(2)
         ]
+        self.read_out = LinearPooling(
+            max_frames, dtype=self.dtype_policy, name="read_out"
+        )
 
     def pool(self, frames, mask, training=False):
         frames = self.input_norm(frames, mask, training=training)
@@ -2167,10 +2182,7 @@ class LstmMoeModel(PoolingModel):
         states = self.drops[0](first(frames, mask), training=training)
         mixed = self.moe(states, mask, training=training)
         states = self.drops[1](second(mixed, mask), training=training)
-        places = ops.arange(1, ops.shape(states)[1] + 1, dtype="float32")
-        weights = ops.where(mask, places[None, :] / self.max_frames, 0.0)
-        weights = ops.cast(weights[:, None, :], states.dtype)
-        return ops.matmul(weights, states)[:, 0]
+        return self.read_out(states, mask)
 
 
 # A segment within its video
@@ -2213,7 +2225,8 @@ class ContextAwareModel(PoolingModel):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not issubclass(registry.get(encoder).cls, PoolingModel):
+        cls = registry.get(encoder).cls
+        if not issubclass(cls, PoolingModel) or cls.pool is PoolingModel.pool:
             raise UserError(
                 f"encoder={encoder} is no model that pools frames and classifies the "
                 "result; NetVLADModel and NeXtVLADModel are."
@@ -2234,6 +2247,7 @@ class ContextAwareModel(PoolingModel):
             ),
             name="segment_encoder",
         )
+        _refuse_training_inputs("encoder", encoder, self.segment_encoder.model)
         self.joint = keras.layers.Dense(
             hidden_size, activation="relu", dtype=self.dtype_policy, name="joint"
         )

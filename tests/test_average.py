@@ -124,12 +124,14 @@ class Normalised(keras.Model):
     def __init__(self):
         super().__init__()
         self.centring = Centring(name="centring")
+        self.emphasised = Centring(emphasis=1.0, name="emphasised")
         self.norm = BatchNormalization(name="norm")
         self.keras_norm = keras.layers.BatchNormalization(name="keras_norm")
         self.dropped = keras.layers.Dropout(0.5)
         self.ensure = self({"x": np.zeros((2, 3), "float32")})
 
     def call(self, inputs, training=False):
+        self.emphasised(inputs["x"], training=training)
         x = 2 * self.centring(inputs["x"], training=training)
         x = self.norm(x, training=training), self.keras_norm(x, training=training)
         return self.dropped(x[0] + x[1], training=training)
@@ -172,6 +174,9 @@ def test_refreshed_statistics_are_means_over_the_batches_and_nothing_else_change
         np.testing.assert_allclose(layer.moving_mean, mean, rtol=1e-4, atol=1e-5)
         if variance is not None:
             np.testing.assert_allclose(layer.moving_variance, variance, rtol=1e-4)
+    squares = np.square(data[:3]).mean(axis=(0, 1))
+    np.testing.assert_allclose(model.emphasised.moving_square, squares, rtol=1e-4)
+    np.testing.assert_allclose(model.emphasised.moving_mean, means[-1], rtol=1e-4)
     assert isinstance(model.norm.momentum, float) and model.norm.momentum == 0.999
     for v in model.variables:
         if "moving" not in v.path:

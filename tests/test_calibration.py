@@ -60,6 +60,18 @@ def test_the_fit_is_where_the_penalised_log_loss_is_least():
             assert loss(label, *own) < loss(label, *moved) + 0.02
 
 
+def test_where_scores_say_the_opposite_the_base_rate_is_left():
+    rng = np.random.default_rng(0)
+    said = 1 / (1 + np.exp(-rng.normal([-2, -6], 2, (2000, 2)))).astype(np.float32)
+    high = said[:, 1] > np.median(said[:, 1])
+    truth = [said[:, 0], np.where(high, 0.4, 0.6)]
+    labels = rng.random((2000, 2)) < np.stack(truth, axis=1)
+    found = fit_calibration([(said, labels)], 2)
+    assert found.slopes[1] == 0
+    rate = labels[:, 1].mean()
+    np.testing.assert_allclose(found(said)[:, 1], rate, atol=0.01)
+
+
 def test_blocks_are_as_good_as_all_at_once_and_the_strength_counts():
     said, labels, *_ = problem()
     whole = fit_calibration([(said, labels)], CLASSES)

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from yt8m import evaluation, runs
 from yt8m.cli import main
@@ -20,6 +21,8 @@ from yt8m.data.records import (
     encode_video_record,
     write_records,
 )
+from yt8m.errors import UserError
+from yt8m.events import EventWriter
 from yt8m.inference.submission import read_submission
 
 FEATURES = ["--feature_names=rgb,audio", "--feature_sizes=32,32", "--num_classes=12"]
@@ -129,6 +132,64 @@ def test_validations_of_a_training_trace_the_model_once(shards, tmp_path, monkey
     checkpoints = runs.Checkpoints(str(tmp_path / "run")).list()
     losses = [c.validation["loss"] for c in checkpoints]
     assert len(traced) == 1 and len(losses) == len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("eval_steps", [1, 0])
+def test_a_validation_that_was_cut_short_is_made_up_for(
+    shards, tmp_path, monkeypatch, capsys, eval_steps
+):
+    def flags(name):
+        pattern = f"--eval_data_pattern={shards}/validate/*.tfrecord"
+        more = [pattern, f"--eval_steps={eval_steps}", "--max_steps=3"]
+        return ["train", *train_flags(shards, tmp_path / name, *more)]
+
+    def validations(name):
+        with open(tmp_path / name / "metrics.csv") as f:
+            rows = [r for r in csv.DictReader(f) if r["split"] == "validation"]
+        return [(r["step"], r["loss"], r["gap"]) for r in rows]
+
+    assert command(*flags("whole")) == 0
+    before, evaluate = [], evaluation.evaluate
+
+    def cut_short(*args, **kwargs):
+        before.append(1)
+        if len(before) == min(2, 1 + eval_steps):
+            raise UserError("cut short")
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(evaluation, "evaluate", cut_short)
+    assert command(*flags("cut")) == 1
+    assert "cut short" in capsys.readouterr().err
+    if eval_steps:  # noted in the journal, but not yet in the checkpoint
+        with open(tmp_path / "cut" / "metrics.csv", "a") as f:
+            f.write("2,32,validation,1,0,0,0,0,0,0,0\n")
+    assert command(*flags("cut")) == 0
+    assert validations("cut") == validations("whole")
+    found = [runs.Checkpoints(str(tmp_path / n)).list() for n in ("cut", "whole")]
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.step == theirs.step
+        assert ours.validation["loss"] == theirs.validation["loss"]
+
+
+def test_more_epochs_than_before_leave_out_no_video(shards, tmp_path):
+    flags = ["train", *train_flags(shards, tmp_path / "run", "--batch_size=40")]
+    for epochs, step in ((1, 3), (2, 6)):
+        assert command(*flags, f"--num_epochs={epochs}") == 0
+        last = runs.Checkpoints(str(tmp_path / "run")).latest()
+        # Of 80 videos on, whose last 10 were seen in a batch that is begun anew.
+        assert (last.step, last.examples) == (step, 90 * epochs)
+
+
+def test_a_journal_that_cannot_be_written_is_one_line(
+    shards, tmp_path, monkeypatch, capsys
+):
+    def full(*args):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(EventWriter, "write", full)
+    flags = train_flags(shards, tmp_path / "run", "--max_steps=2", "--log_steps=1")
+    said = refuse(capsys, "train", *flags)
+    assert f"{tmp_path}/run/metrics.csv cannot be written: No space left" in said
 
 
 def test_evaluation_scores_every_video_once_whatever_the_batch(
@@ -576,6 +637,11 @@ def test_a_bad_record_is_named_or_skipped_and_counted(bad, said, tmp_path, capsy
     said = capsys.readouterr().err
     assert "record 5" in said and "1 bad record(s) were left out" in said
     assert runs.load_run(str(tmp_path / "skip")).checkpoint.step == 3
+    # What training left out, no other command leaves out by itself.
+    score = [f"--train_dir={tmp_path / 'skip'}", "--run_once"]
+    score += [f"--eval_data_pattern={path}"]
+    assert "record 5" in refuse(capsys, "eval", *score)
+    assert command("eval", *score, "--on_bad_record=skip") == 0
 
 
 def test_a_run_that_loses_a_whole_batch_still_ends_with_a_validation(tmp_path):
@@ -688,7 +754,7 @@ def test_a_run_of_somebody_else_is_scored_too(run_directory, shards, tmp_path, c
     assert "the figures are only printed" in output.err
 
 
-def test_flags_without_effect_are_said(tmp_path, capsys):
+def test_flags_without_effect_are_said(shards, tmp_path, capsys):
     path = tmp_path / "shard.tfrecord"
     write_records(path, video_records(12))
     flags = video_flags(path, tmp_path / "run", "--frames=3", "--eval_steps=3")
@@ -696,6 +762,19 @@ def test_flags_without_effect_are_said(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "--frames has no effect: LogisticModel sees no frames." in said
     assert "--eval_steps=3: nothing is evaluated" in said
+    for flag, wanted in (
+        ("--mined_negative_weight=0.9", "--mined_negatives"),
+        ("--learning_rate_decay=0.5", "--lr_schedule=exponential"),
+    ):
+        more = [flag, "--lr_schedule=constant", "--dry_run"]
+        assert command("train", *video_flags(path, tmp_path / "dry", *more)) == 0
+        said = capsys.readouterr().err
+        assert f"{flag.split('=')[0]} has no effect without {wanted}." in said
+    flags = ["--model=FrameLevelLogisticModel", "--frame_selection=contiguous"]
+    flags += ["--model_args=", "--dry_run"]
+    assert command("train", *train_flags(shards, tmp_path / "dry", *flags)) == 0
+    said = capsys.readouterr().err
+    assert "--frame_selection has no effect: FrameLevelLogisticModel takes all" in said
     module = tmp_path / "mine.py"
     module.write_text(
         "from yt8m.model import EmbeddingModel\nfrom yt8m.registry import register\n"

@@ -124,7 +124,7 @@ def pool(self, frames, mask, training=False):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("devices", [None, 1, 2])
-def test_what_keras_offers_is_no_mistake(tmp_path, precision, devices):
+def test_what_keras_offers_is_no_mistake(tmp_path, precision, devices, caplog):
     config = ModelConfig("Own", {"rate": 0.2}, str(write_module(tmp_path, RICH)))
     strategy = tf.distribute.get_strategy()
     if devices:
@@ -133,6 +133,7 @@ def test_what_keras_offers_is_no_mistake(tmp_path, precision, devices):
     with strategy.scope():
         model = runs.build_model(config, DATA["frame"], precision)
     assert len(model.trainable_variables) > 20
+    assert "yt8m.layers.normalization.BatchNormalization does neither" in caplog.text
 
 
 def test_a_mistake_is_found_under_a_strategy_too(tmp_path):
@@ -386,6 +387,14 @@ def test_a_file_that_does_not_load_is_named_with_its_line(tmp_path, text, said):
     with pytest.raises(UserError, match=said):
         runs.load_registries(str(path))
     assert path.stem not in sys.modules
+
+
+def test_a_file_may_import_others_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_own.py").write_text("CELLS = 3\n")
+    path = tmp_path / f"own_{next(counter)}.py"
+    path.write_text("from beside_own import CELLS\n")
+    assert user_code.load(str(path), path.stem).CELLS == 3
 
 
 def test_files_that_are_none_are_refused(tmp_path):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from yt8m import runs
+from yt8m import registry, runs
 from yt8m.cli import main
 from yt8m.data.records import decode_record
 from yt8m.data.video_embeddings import (
@@ -144,6 +144,18 @@ def test_the_video_changes_what_is_said_of_its_segments():
     paths = [path_of(v) for v in model.trainable_variables]
     assert {p.partition("/")[0] for p in paths} == {"segment_encoder", "joint", "head"}
     assert not [p for p in paths if p.startswith("segment_encoder/head")]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "args", "message"),
+    [
+        ("ManyToManyModel", {}, "is no model that pools frames"),
+        ("FrameLogisticModel", {}, "is no model that pools frames"),
+    ],
+)
+def test_an_encoder_that_cannot_be_is_the_users_error(encoder, args, message):
+    with pytest.raises(UserError, match=f"encoder={encoder}.* {message}"):
+        registry.create("ContextAwareModel", encoder=encoder, encoder_args=args)
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,13 @@ FEATURES = {"rgb": 7, "audio": 3}
 # Arguments without which a pooling cannot be built, or would be large.
 ARGS = {
     "attention": {"attentions": 2},
+    "context_memory_lstm": {"cells": 4, "read_out": "memory_inputs"},
     "dbof": {"clusters": 4},
+    "fast_forward": {"cells": 4, "layers": 2},
     "linear_combinations": {"combinations": 2, "max_frames": 4},
     "lstm": {"cells": 4},
     "netvlad": {"clusters": 2},
+    "recurrent": {"cells": 4, "bidirectional_layers": 1, "residual": "concatenate"},
     "stacked_attention": {"layers": 1, "units": 4},
     "transformer": {"layers": 1, "heads": 2, "ffn_size": 4},
 }
@@ -151,6 +154,12 @@ def test_adaptive_noise_gets_the_labels_in_training(counts, tmp_path):
     args = {"pooling": "adaptive_noise", "pooling_args": {"class_counts": counts}}
     model, batch = make_model(**args), make_batch()
     assert model.training_input_names == ("labels",)
+    for whole, part in (
+        ("MixtureNeXtVLADModel", "branch"),
+        ("ContextAwareModel", "encoder"),
+    ):
+        with pytest.raises(UserError, match=f"{part}=SnuvlModel, .* takes labels in"):
+            make_model(whole, **{part: "SnuvlModel", f"{part}_args": args})
     quiet = forward(model, batch)["embedding"]
     noisy = forward(model, batch, training=True)["embedding"]
     labelled = np.asarray(batch["labels"]).any(axis=1) & (LENGTHS > 0)

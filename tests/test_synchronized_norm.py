@@ -10,6 +10,7 @@ from replicas import mirrored
 from test_models import NAMES, POOLING_NAMES, C, make_batch, make_model, perturb
 from yt8m import losses
 from yt8m.layers.normalization import BatchNormalization, set_synchronized
+from yt8m.layers.sparse_moe import SparseMixtureOfExperts
 
 LENGTHS = [2, 0, 6, 1, 5, 3, 0, 0]
 B, T, D = len(LENGTHS), 6, 5
@@ -95,6 +96,36 @@ def test_a_synchronised_norm_is_that_of_the_whole_batch(split):
         assert_close(sum(ours), theirs)
     for ours, theirs in zip(averages(norm), averages(whole), strict=True):
         assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("synchronized", [True, False])
+def test_the_loads_of_sparse_experts_are_those_of_the_whole_batch(synchronized):
+    def make():
+        layer = SparseMixtureOfExperts(4, 2, 3, 3, noisy=False)
+        layer.build((B, T, D))
+        weights = np.random.default_rng(1).normal(size=(D, 4))
+        layer.gate_kernel.assign(weights)
+        set_synchronized(layer, synchronized)
+        return layer
+
+    def step(layer, replicas=1):
+        def run(x, mask):
+            with tf.GradientTape() as tape:
+                layer(x, mask, training=True)
+                (loss,) = layer.losses
+                loss = loss / replicas
+            return loss, tape.gradient(loss, layer.gate_kernel.value)
+
+        return run
+
+    strategy = replicas_of([3])
+    with strategy.scope():
+        layer = make()
+    layer_alone = make()
+    layer_alone.synchronized = False
+    results = on_replicas(strategy, step(layer, 2), inputs(), [3])
+    for ours, whole in zip(results, step(layer_alone)(*inputs()), strict=True):
+        assert np.allclose(sum(ours), whole, rtol=1e-5) is synchronized
 
 
 def test_a_norm_of_replicas_takes_the_statistics_of_each_part():

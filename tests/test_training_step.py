@@ -122,6 +122,17 @@ def test_clipping_bounds_the_update(flag):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_scaled_loss_is_clipped_as_it_would_be():
+    reader, settings = FixedReader(*arrays(BATCH)), {"clip_gradient_norm": 0.05}
+    plain = make_steps(training(**settings))
+    args = {"loss_scale_factor": 256.0}
+    scaled = make_steps(training(optimizer_args=args, **settings))
+    for a, b in zip(
+        *(weights_after(steps, reader, 1)[1] for steps in (plain, scaled)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -257,6 +268,8 @@ def test_unknown_optimizers_and_arguments_are_refused():
         create_optimizer(training(optimizer="Adamm"), schedule)
     with pytest.raises(UserError, match="momentun"):
         create_optimizer(training(optimizer_args={"momentun": 1}), schedule)
+    with pytest.raises(UserError, match="use_ema=True .* --ema_decay keeps averages"):
+        create_optimizer(training(optimizer_args={"use_ema": True}), schedule)
 
 
 def rates(steps, total, first_step=0, first_examples=0, **values):

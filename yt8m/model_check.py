@@ -147,7 +147,24 @@ def build(
             _refuse_unsaved(model, made)
             raise _said(e, where) from e
         _check_outputs(outputs, model.num_classes, f"{where} returns in training")
+    if not restored:
+        _warn_of_norms(model, where)
     return model
+
+
+def _warn_of_norms(model: YT8MModel, where: str) -> None:
+    """Says what Keras's batch norm does where some of a batch is not there."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            log.warning(
+                "%s: the layer %s of Keras gives NaN for an empty batch, which one of "
+                "several replicas may have for its part of the last one (so may "
+                "--gradient_accumulation_steps), and sees the padding unless it gets "
+                "a mask; yt8m.layers.normalization.BatchNormalization does neither.",
+                where,
+                layer.name,
+            )
+            return
 
 
 def _traced(model: YT8MModel, call: Callable[[dict[str, Any]], Any]) -> Any:

@@ -29,6 +29,8 @@ def load(path: str, name: str) -> ModuleType:
         UserError: it cannot be read, or what it does fails; names the line.
     """
     path = os.path.abspath(path)
+    if (folder := os.path.dirname(path)) not in sys.path:
+        sys.path.append(folder)  # where other files of the user's are, to be imported
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise UserError(f"{path} must be a Python file (.py).")

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -149,6 +149,7 @@ def top_k(flags: FlagValues, help: str) -> None:
 
 
 def batch_size(flags: FlagValues, default: int, help: str) -> None:
+    help += " Of a run that trained in smaller batches: as many as there."
     absl_flags.DEFINE_integer("batch_size", default, help, 1, flag_values=flags)
 
 
@@ -836,8 +837,8 @@ def model_config(flags: FlagValues, stored: ModelConfig | None) -> ModelConfig:
     return ModelConfig(flags.model, args, module and os.path.abspath(module))
 
 
-def take_over(flags: FlagValues, stored: RunConfig) -> None:
-    """Flags that were not given get the values of a run."""
+def take_over(flags: FlagValues, stored: RunConfig, but: Sequence[str] = ()) -> None:
+    """Flags that were not given, and are not in `but`, get the values of a run."""
     values = {
         **dataclasses.asdict(stored.training),
         "model": stored.model.name,
@@ -848,7 +849,8 @@ def take_over(flags: FlagValues, stored: RunConfig) -> None:
         "segment_context_frames": stored.data.segment_context_frames,
     }
     for name, value in values.items():
-        if name in flags and not given(flags, name) and not name.endswith("_args"):
+        own = name not in flags or given(flags, name) or name in but
+        if not own and not name.endswith("_args"):
             flags[name].value = value
 
 
@@ -861,7 +863,10 @@ def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
     from yt8m import registry  # which imports Keras
 
     segments = flags.segment_labels  # of this command, not of the run
-    take_over(flags, stored)
+    take_over(flags, stored, but=("batch_size", "on_bad_record"))
+    if not given(flags, "batch_size"):
+        # A model that trained in small batches may be too large for others.
+        flags.batch_size = min(flags.batch_size, stored.training.batch_size)
     flags.segment_labels = False
     data = dataclasses.replace(stored.data, segments=False)
     if not stored.data.segments:  # it says nothing of the frames around them
@@ -960,6 +965,11 @@ def data_config(flags: FlagValues, default: DataConfig) -> DataConfig:
     }
     if default.level == "video":
         _warn_of_frames(flags)
+    elif method and frames["count"] is None:
+        name = "frame_selection" if flags.frame_selection else "sample_random_frames"
+        log.warning(
+            "--%s has no effect: %s takes all frames; give --frames.", name, flags.model
+        )
     if flags.frame_features is not None:
         level = "frame" if flags.frame_features else "video"
         if level != default.level:
@@ -1003,6 +1013,14 @@ def training_config(flags: FlagValues) -> TrainingConfig:
     alone = [name for name in _OF_INIT if given(flags, name) and flags[name].value]
     if alone and not flags.init_from:
         raise UserError(f"--{alone[0]} is of --init_from: give that, a trained run.")
+    decays = flags.lr_schedule == "exponential"
+    for name, used, wanted in (
+        ("mined_negative_weight", flags.mined_negatives, "--mined_negatives"),
+        ("learning_rate_decay", decays, "--lr_schedule=exponential"),
+        ("learning_rate_decay_examples", decays, "--lr_schedule=exponential"),
+    ):
+        if given(flags, name) and not used:
+            log.warning("--%s has no effect without %s.", name, wanted)
     return TrainingConfig(**values)
 
 

@@ -22,13 +22,13 @@ numbers of videos in the same way.
 import contextlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from yt8m import whole_files
 from yt8m.errors import DataError, UserError
 
 FORMAT = "yt8m predictions"
@@ -178,7 +178,7 @@ class PredictionsWriter:
         self.classes_per_video = classes_per_video if few else None
         self.written_by = written_by
         self.count = 0
-        self._folder = f"{self.path}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        self._folder = whole_files.temporary_name(self.path)
         self._files = contextlib.ExitStack()
         self._hashes: list[np.ndarray] = []
 

@@ -132,6 +132,10 @@ def _fit(
             axis=1,
         )
         step /= determinant[:, None]
+        # At a slope of 0 that would go on falling, the shift alone is fitted.
+        pinned = (found[:, 0] <= 0) & (step[:, 0] > 0)
+        alone = np.stack([np.zeros_like(bb), gradient[:, 1] / bb], axis=1)
+        step = np.where(pinned[:, None], alone, step)
         length = np.abs(step).max(axis=1, keepdims=True)
         step *= np.minimum(1, _LONGEST_STEP / np.maximum(length, 1e-12))
         after = found - step

@@ -4,6 +4,8 @@ Each replica normalises by its own part of a batch, or, where `set_synchronized`
 so, by the whole of it.
 """
 
+import threading
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -242,9 +244,10 @@ class Centring(keras.layers.Layer):
 
 
 def set_synchronized(model: keras.Model, synchronized: bool = True) -> None:
-    """Says whether a model's batch norms take their statistics over all replicas.
+    """Says whether what a model computes over a batch is over that of all replicas.
 
-    Keras's own layers have such an option too and are set alike. Each layer reduces
+    That is the statistics of its batch norms, and the loads of sparse experts. Keras's
+    own layers have such an option too and are set alike. Each norm reduces
     two vectors over the replicas in the forward pass, and two in the gradient. Only
     on TensorFlow; in a replica's step, not inside a loop or a function of its own.
 
@@ -260,3 +263,27 @@ def set_synchronized(model: keras.Model, synchronized: bool = True) -> None:
     for layer in model._flatten_layers():
         if hasattr(layer, "synchronized"):
             layer.synchronized = synchronized
+        if synchronized:
+            # As a plain attribute: Keras would track what is set in another way.
+            object.__setattr__(layer, "_losses", _LossesOfThread())
+
+
+class _LossesOfThread(threading.local):
+    """The list of losses that a Keras layer keeps, one for each thread.
+
+    Replicas of a process are threads, which take turns whenever they wait for one
+    another. Where they do so within a model, Keras's one list would have the losses
+    (of `add_loss`) of all, or lose those that the first had before.
+    """
+
+    def __init__(self):
+        self._losses = []
+
+    def extend(self, losses: Iterable[Any]) -> None:
+        self._losses.extend(losses)
+
+    def clear(self) -> None:
+        self._losses.clear()
+
+    def __getitem__(self, which: slice) -> list[Any]:
+        return self._losses[which]

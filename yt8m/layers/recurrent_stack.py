@@ -242,6 +242,16 @@ class RecurrentPooling(keras.layers.Layer):
     def compute_mask(self, frames, previous_mask=None):
         return None  # no axis of frames is left
 
+    def compute_output_shape(self, frames_shape, mask_shape=None):
+        size, states = frames_shape[-1], []
+        for i in range(self.layers):
+            own = self.cells * (2 if i < self.bidirectional_layers else 1)
+            states.append(own)
+            size = own + (size if self.residual == "concatenate" else 0)
+        read = {"last": states[-1], "memory": states[-1]}
+        read["states"] = sum(states) * (2 if self.cell == "lstm" else 1)
+        return (frames_shape[0], read.get(self.read_out, size))
+
     def get_config(self):
         return {
             **super().get_config(),
@@ -355,6 +365,10 @@ class FastForwardPooling(keras.layers.Layer):
 
     def compute_mask(self, frames, previous_mask=None):
         return None  # no axis of frames is left
+
+    def compute_output_shape(self, frames_shape, mask_shape=None):
+        forwarded = 0 if self.read_out == "attention" else self.paths[-1].units
+        return (frames_shape[0], forwarded + self.cells)
 
     def get_config(self):
         return {
@@ -477,6 +491,11 @@ class ContextMemoryLSTM(keras.layers.Layer):
 
     def compute_mask(self, frames, previous_mask=None):
         return None  # no axis of frames is left
+
+    def compute_output_shape(self, frames_shape, mask_shape=None):
+        sums = {"last": 0, "memory_inputs": frames_shape[-1]}
+        size = sums.get(self.read_out, frames_shape[-1] + self.cells)
+        return (frames_shape[0], 2 * self.cells + size)
 
     def get_config(self):
         return {

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from yt8m.layers.dropout import SeedGenerator
+from yt8m.layers.normalization import mean_over_replicas
 
 
 @keras.saving.register_keras_serializable(package="yt8m")
@@ -38,6 +39,10 @@ class SparseMixtureOfExperts(keras.layers.Layer):
         noisy: draw z in training; otherwise there is no W_noise, and no loss of the
             load.
         importance_weight, load_weight: of the losses.
+
+    Attributes:
+        synchronized: whether importance and load are those of the batch of all
+            replicas, see `set_synchronized`; of the replica's own part otherwise.
 
     Call arguments:
         frames: [B, T, D]; padding may hold any finite value.
@@ -77,6 +82,7 @@ class SparseMixtureOfExperts(keras.layers.Layer):
         self.noisy = noisy
         self.importance_weight = importance_weight
         self.load_weight = load_weight
+        self.synchronized = False
         if noisy:
             self.seed_generator = SeedGenerator()
 
@@ -155,7 +161,9 @@ class SparseMixtureOfExperts(keras.layers.Layer):
         return values, chosen
 
     def _over_frames(self, x, valid):
-        return ops.sum(ops.where(valid[:, None], x, 0.0), axis=0)
+        summed = ops.sum(ops.where(valid[:, None], x, 0.0), axis=0)
+        # The mean of the replicas' sums varies as their sum does.
+        return mean_over_replicas(summed) if self.synchronized else summed
 
     def _experts_of(self, x, valid, chosen):
         """What the chosen experts make of each frame: [N, k, F] from x [N, D]."""

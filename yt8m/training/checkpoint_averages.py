@@ -98,7 +98,7 @@ def refresh_statistics(
     refreshed = {
         id(getattr(layer, name))
         for layer in layers
-        for name in ("moving_mean", "moving_variance")
+        for name in ("moving_mean", "moving_variance", "moving_square")
         if hasattr(layer, name)
     }
     kept = [

@@ -120,6 +120,8 @@ class Trainer:
         )
         start = self.checkpoints.latest() if resume else None
         self.step = start.step if start else 0
+        # A validation may have been cut short after its checkpoint was written.
+        self._unvalidated = bool(start and start.validation is None)
 
         # The position in the data follows from the examples seen, not from the steps:
         # the batch size may have changed.
@@ -164,8 +166,7 @@ class Trainer:
         self._state = {"model": self.model, "optimizer": self.optimizer}
         if self.averages:
             self._state["ema"] = self.averages
-        self._saved, self._saved_at = -1, time.monotonic()
-        self._validated = -1
+        self._saved, self._validated, self._saved_at = -1, -1, time.monotonic()
         if start:
             self.checkpoints.restore(start, self._state)
             self._saved = self.step
@@ -231,8 +232,11 @@ class Trainer:
         return step + self._ahead
 
     def examples(self, step: int) -> int:
-        """The number of examples seen after step `step`."""
-        return self.batch(step) * self.settings.batch_size
+        """The number of examples seen after step `step`; the last batch is smaller."""
+        examples = self.batch(step) * self.settings.batch_size
+        if not self.settings.num_epochs:
+            return examples
+        return min(examples, self.settings.num_epochs * self.reader.num_examples)
 
     def _find_last_step(self) -> int:
         ends = [self.settings.max_steps] if self.settings.max_steps else []
@@ -247,11 +251,11 @@ class Trainer:
             UserError: bad data, a loss that is not finite, or a checkpoint that cannot
                 be written.
         """
-        settings, first, validation = self.settings, self.step, None
+        settings, first = self.settings, self.step
         alone, stopped_by = worker_count(self.strategy) == 1, 0
         iterator = self.steps.iterate(self.reader, self.batch(self.step))
         with _Signals() as signals, Journal(self) as journal:
-            count, patience = 1, self._patience()
+            count, (patience, validation) = 1, self._earlier_validations(journal)
             while self.step < self.last_step and not stopped_by:
                 if patience.is_over:
                     log.info("Stopped early: %s.", patience)
@@ -309,11 +313,20 @@ class Trainer:
             log.info("Stopped at step %d; its checkpoint is saved.", self.step)
         return Result(self.step, validation, stopped_by or None)
 
-    def _patience(self) -> EarlyStopping:
-        """What counts the validations, those before a resume among them."""
+    def _earlier_validations(
+        self, journal: "Journal"
+    ) -> tuple[EarlyStopping, dict[str, Any] | None]:
+        """What counts the validations, with those before a resume, and the last one if
+        it is made up for now."""
         segments = bool(self.eval_reader and self.eval_reader.config.segments)
-        rows = read_rows(os.path.join(self.directory, runs.METRICS_FILE), self.step)
-        return EarlyStopping(self.settings.early_stopping, segments, rows)
+        patience = EarlyStopping(
+            self.settings.early_stopping, segments, journal.rows_so_far()
+        )
+        if not self.validation_missing:
+            return patience, None
+        validation = self._validate(journal)
+        patience.add(self.step, validation)
+        return patience, validation
 
     @property
     def _steps_per_loop(self) -> int:
@@ -328,6 +341,12 @@ class Trainer:
         )
         late = minutes and time.monotonic() - self._saved_at >= 60 * minutes
         return bool(late or (every and self.step % every == 0))
+
+    @property
+    def validation_missing(self) -> bool:
+        """Whether the checkpoint that is gone on from is still to be validated."""
+        due = self._validation_due() or self.step >= self.last_step
+        return bool(self.eval_reader and self._unvalidated and due)
 
     def _validation_due(self) -> bool:
         every = self.settings.eval_steps
@@ -611,8 +630,8 @@ class StepFunctions:
             loss, finite, penalty, logits, labels = (
                 self.strategy.experimental_local_results(r) for r in results
             )
-            # All replicas computed the same of these.
-            loss, finite, penalty = loss[0], finite[0], penalty[0]
+            loss, finite = loss[0], finite[0]  # all replicas computed the same
+            penalty = tf.reduce_mean(tf.stack(penalty))
             total += loss
             bad = tf.where((bad < 0) & ~finite, i, bad)
             with tf.control_dependencies([loss]):
@@ -746,7 +765,9 @@ class StepFunctions:
         """
         each, whole = self.settings.clip_gradient_norm, self.settings.clip_global_norm
         # Gradients of a scaled loss are clipped at as many times the norm.
-        scale = self.optimizer.dynamic_scale if self._scales_loss else 1.0
+        scale = self.optimizer.loss_scale_factor or 1.0
+        if self._scales_loss:
+            scale = self.optimizer.dynamic_scale
         if each > 0:
             each = each * scale
             factors = [each / tf.maximum(n, each) for n in norms]
@@ -826,7 +847,7 @@ class Journal:
                 split: EventWriter(os.path.join(trainer.directory, "events", split))
                 for split in ("train", "validation")
             }
-            self._drop_rows_after(trainer.step)
+            self._drop_later_rows()
         self._start_interval()
 
     def __enter__(self):
@@ -835,14 +856,25 @@ class Journal:
     def __exit__(self, *exception):
         self.progress.close()
         for writer in self.events.values():
-            writer.close()
+            # What could not be written was said when it was to be.
+            with contextlib.suppress(OSError, tf.errors.OpError):
+                writer.close()
 
     def _start_interval(self) -> None:
         self._steps, self._loss, self._began = 0, 0.0, time.monotonic()
 
-    def _drop_rows_after(self, step: int) -> None:
-        """Leaves out what a killed run wrote past the checkpoint that is resumed."""
+    def rows_so_far(self) -> list[dict[str, str]]:
+        """Those up to the checkpoint that is resumed."""
+        step = self.trainer.step
         rows = read_rows(self.path, step)
+        if self.trainer.validation_missing:  # or not noted in the checkpoint
+            missing = (str(step), "validation")
+            rows = [r for r in rows if (r["step"], r["split"]) != missing]
+        return rows
+
+    def _drop_later_rows(self) -> None:
+        """Leaves out what a killed run wrote past the checkpoint that is resumed."""
+        rows = self.rows_so_far()
         lines = [",".join(self.FIELDS)]
         lines += [",".join(r.get(name) or "" for name in self.FIELDS) for r in rows]
         whole_files.write_file(self.path, "\n".join(lines) + "\n")
@@ -885,6 +917,12 @@ class Journal:
     def _write(self, split: str, step: int, values: dict[str, Any]) -> None:
         if not self.trainer.chief:
             return
+        try:
+            self._append(split, step, values)
+        except (OSError, tf.errors.OpError) as e:
+            raise UserError(f"{self.path} cannot be written: {runs.reason(e)}") from e
+
+    def _append(self, split: str, step: int, values: dict[str, Any]) -> None:
         row = {"step": step, "examples": self.trainer.examples(step), "split": split}
         row |= {k: f"{v:.6g}" for k, v in values.items() if k in self.FIELDS}
         with tf.io.gfile.GFile(self.path, "a") as f:

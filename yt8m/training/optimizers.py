@@ -23,7 +23,8 @@ _OPTIMIZERS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 # What an optimiser of Keras takes that --optimizer_args do not set.
-_OURS = ("learning_rate", "name", "kwargs")
+_AVERAGES = ("use_ema", "ema_momentum", "ema_overwrite_frequency")
+_OURS = ("learning_rate", "name", "kwargs", *_AVERAGES)
 
 # The starter code took class names of tf.train.
 _SPELLINGS = {f"{name}Optimizer": name for name in _OPTIMIZERS} | {
@@ -164,6 +165,12 @@ def create_optimizer(
             f"--optimizer_args: learning_rate={args['learning_rate']} is a flag of its "
             "own, --base_learning_rate."
         )
+    for argument in _AVERAGES:
+        if argument in args:
+            raise UserError(
+                f"--optimizer_args: {argument}={args[argument]} has an effect on "
+                "nothing that is evaluated; --ema_decay keeps averages of the weights."
+            )
     known = [n for n in inspect.signature(base).parameters if n not in _OURS]
     for argument in args:
         if argument not in known:

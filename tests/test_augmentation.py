@@ -129,6 +129,20 @@ def test_a_bootstrap_draws_with_replacement_in_the_order_of_time():
     np.testing.assert_array_equal(drawn[2, :2], [0, 3])
 
 
+def test_videos_without_frames_alone_have_none_to_draw():
+    none, seed = tf.constant([0, 0]), tf.constant([1, 2])
+    for breaks in (None, tf.zeros((2, 0), tf.bool)):
+        indices, taken = frames.select_frames(
+            none,
+            FrameSelection(),
+            seed,
+            max_frames=9,
+            breaks=breaks,
+            augmentation=DRAWN_AGAIN,
+        )
+        assert indices.shape == (2, 0) and taken.numpy().tolist() == [0, 0]
+
+
 LENGTHS = np.array([0, 1, 2, 5, 9, 30], np.int32)
 
 

@@ -377,6 +377,24 @@ class Runner:
         return self.ran
 
 
+@pytest.mark.parametrize(
+    "flag",
+    ["--a={}", "--model_args=x=1,file={}", "--a_args=x={{'b': [2, {{'c': '{}'}}]}}"],
+)
+def test_a_file_in_a_flag_that_has_changed_is_seen(tmp_path, flag):
+    path = tmp_path / "file"
+    step = Step("a", ("a", flag.format(path)), None, (), ())
+
+    def fingerprint():
+        return pipeline._fingerprint(step, (), f"{tmp_path}/out")
+
+    path.write_text("1")
+    before = fingerprint()
+    assert fingerprint() == before
+    path.write_text("22")
+    assert fingerprint() != before
+
+
 def test_done_steps_are_passed_over_and_changed_ones_done_anew(tmp_path, caplog):
     (tmp_path / "data0").write_text("1")
     runner, steps = Runner(tmp_path), make_steps(tmp_path)

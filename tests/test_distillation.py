@@ -27,7 +27,14 @@ from yt8m.data.records import encode_frame_record, encode_video_record, write_re
 from yt8m.data.soft_labels import SoftLabels, dense_soft_labels
 from yt8m.errors import DataError, UserError
 from yt8m.training import loop
-from yt8m.training.distillation import SoftCrossEntropy, Teacher, objective, soften
+from yt8m.training.distillation import (
+    SoftCrossEntropy,
+    Teacher,
+    _frames_of,
+    _refuse_other_embeddings,
+    objective,
+    soften,
+)
 from yt8m.training.loop import StepFunctions
 from yt8m.training.mixup import mix
 from yt8m.training.optimizers import ExamplesSchedule, create_optimizer
@@ -507,7 +514,11 @@ def test_a_student_that_draws_as_its_teacher_shows_it_what_it_drew(tmp_path):
         ),
         (
             frame_data(max_frames=9, frames=FrameSelection(3, skip_first=1)),
-            r"this run 3 \(random\) of the first 9 frames after 1: give --frames=0",
+            r"this run 3 \(random\) of the first 9 frames after 1: give the teacher's",
+        ),
+        (
+            frame_data(max_frames=9, frames=FrameSelection(scene_threshold=0.3)),
+            r"this run all of the first 9 frames of different scenes \(--scene_thresh",
         ),
     ],
 )
@@ -522,6 +533,25 @@ def test_a_teacher_that_reads_what_the_student_does_not_is_refused(
         return
     with pytest.raises(UserError, match=f"--teacher={path} .*{said}"):
         Teacher(config, stored=False)
+
+
+def test_a_teacher_of_scenes_or_other_cuts_is_refused(tmp_path):
+    scenes = frame_data(frames=FrameSelection(scene_threshold=0.3))
+    cuts = [frame_data(segments=True, segment_context_frames=n) for n in (0, 3)]
+    for own, student in ((scenes, frame_data()), cuts, cuts[::-1]):
+        path = str(tmp_path / "teacher")
+        assert _frames_of(own, own, path) is None
+        with pytest.raises(UserError, match=f"--teacher={path} reads "):
+            _frames_of(own, student, path)
+
+
+def test_a_teacher_that_sees_the_whole_video_is_refused(tmp_path):
+    data, training = frame_data(segments=True), made_training(teacher="t")
+    teacher = RunConfig(ModelConfig("A", {"video_embedding_size": 7}), data, training)
+    student = dataclasses.replace(teacher, model=ModelConfig("B"))
+    with pytest.raises(UserError, match="reads embeddings of whole videos, of 7"):
+        _refuse_other_embeddings(teacher, student, "t")
+    _refuse_other_embeddings(student, teacher, "t")
 
 
 def test_ratings_of_segments_weigh_what_a_teacher_says_too(tmp_path):

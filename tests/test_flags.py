@@ -21,13 +21,16 @@ from yt8m.errors import UserError
         ("head=moe", {"head": "moe"}),
         ("sizes=[1,2],name='a,b'", {"sizes": [1, 2], "name": "a,b"}),
         ('{"clusters": 8, "gating": false}', {"clusters": 8, "gating": False}),
+        ("sizes=(1,2),of={'a': (3,)}", {"sizes": [1, 2], "of": {"a": [3]}}),
     ],
 )
 def test_model_arguments_are_python_literals_or_strings(text, value):
     assert shared.parse_arguments(text, "--model_args") == value
 
 
-@pytest.mark.parametrize("text", ["clusters", "a=1,a=2", "=3", "a b=1", "{"])
+@pytest.mark.parametrize(
+    "text", ["clusters", "a=1,a=2", "=3", "a b=1", "{", "a={1,2}", "a=b'1'"]
+)
 def test_malformed_arguments_are_refused(text):
     with pytest.raises(UserError, match="--model_args"):
         shared.parse_arguments(text, "--model_args")

@@ -360,6 +360,7 @@ def test_a_video_level_model_trains_on_embeddings(frame_run, tmp_path, capsys):
         ([[], [2]], [[], [2]]),
         ([[2], []], [[2], []]),
         ([None, [0, 3]], [None, [0, 3]]),
+        ([[CLASSES + 7], [1]], [[CLASSES + 7], [1]]),  # of a larger vocabulary
     ],
 )
 def test_embeddings_have_labels_where_the_input_has_them(tmp_path, given, written):

@@ -171,6 +171,22 @@ def test_a_validation_that_was_cut_short_is_made_up_for(
         assert ours.validation["loss"] == theirs.validation["loss"]
 
 
+def test_a_run_whose_arguments_are_tuples_goes_on(shards, tmp_path, capsys):
+    videos, run = f"{shards}/video/*.tfrecord", f"--train_dir={tmp_path / 'run'}"
+    flags = [run, f"--train_data_pattern={videos}"]
+    flags += ["--feature_names=mean_rgb,mean_audio", "--feature_sizes=32,32"]
+    args = "--model_args=hidden_sizes=(4,3)"
+    flags += ["--model=MlpModel", args, "--num_classes=12", "--batch_size=16"]
+    for steps in (1, 2):
+        assert command("train", *flags, f"--max_steps={steps}") == 0
+    assert "Resuming from step 1" in capsys.readouterr().err
+    score = [run, "--run_once", f"--eval_data_pattern={videos}"]
+    assert command("eval", *score, args) == 0
+    assert "hidden_sizes=[4, 3], not" in refuse(
+        capsys, "eval", *score, "--model_args=hidden_sizes=(4,4)"
+    )
+
+
 def test_more_epochs_than_before_leave_out_no_video(shards, tmp_path):
     flags = ["train", *train_flags(shards, tmp_path / "run", "--batch_size=40")]
     for epochs, step in ((1, 3), (2, 6)):

@@ -10,7 +10,7 @@ from yt8m.config import (
 )
 from yt8m.data.pipeline import Reader
 from yt8m.data.records import SegmentRatings, encode_frame_record, write_records
-from yt8m.errors import UserError
+from yt8m.errors import DataError, UserError
 from yt8m.training.mined_negatives import with_mined_negatives
 
 BATCH = {
@@ -51,6 +51,31 @@ def test_segments_come_with_the_labels_of_their_videos(tmp_path):
         if wanted:
             expected = [[0, 1, 0, 1]] * 2 + [[0] * 4] * 2
             assert batch["video_labels"].numpy().tolist() == expected
+
+
+def test_a_video_with_a_class_that_there_is_not_is_named_or_left_out(tmp_path):
+    ratings = SegmentRatings([1], [0], [], [1.0])
+    rgb = {"rgb": np.zeros((9, 2), np.uint8)}
+    records = [
+        encode_frame_record(name, rgb, labels, segments=ratings)
+        for name, labels in (("a", [1]), ("b", [1, 7]), ("c", [2]))
+    ]
+    write_records(f"{tmp_path}/a.tfrecord", records)
+    data = DataConfig("frame", {"rgb": 2}, 4, segments=True)
+    for on_bad_record in ("fail", "skip"):
+        reader = Reader(
+            [f"{tmp_path}/a.tfrecord"],
+            data,
+            batch_size=3,
+            video_labels=True,
+            on_bad_record=on_bad_record,
+        )
+        if on_bad_record == "fail":
+            with pytest.raises(DataError, match=r"record 1 \(id b\): label 7 is outs"):
+                list(reader.batches())
+        else:
+            ((_, host),) = reader.batches()
+            assert host["id"].numpy().tolist() == [b"a", b"c"]
 
 
 def test_their_weight_is_a_share():

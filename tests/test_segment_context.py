@@ -90,6 +90,16 @@ def test_the_reader_widens_segments_wherever_it_starts(tmp_path):
     )
 
 
+def test_no_frame_of_a_segment_is_skipped(tmp_path):
+    path = str(tmp_path / "a.tfrecord")
+    write_records(path, [record(18, [0, 5], "a")])
+    frames = dataclasses.replace(DATA.frames, skip_first=2)
+    for data in (DATA, dataclasses.replace(DATA, frames=frames)):
+        reader = Reader([path], data, batch_size=2)
+        found = [x for batch, _ in reader.batches() for x in seconds(batch)]
+        assert list(map(tuple, found)) == [tuple(range(8)), tuple(range(2, 13))]
+
+
 def test_the_flag_is_of_segments_and_no_fewer_than_none(tmp_path, capsys):
     with pytest.raises(UserError, match="--segment_context_frames must be at least 0"):
         dataclasses.replace(DATA, segment_context_frames=-1)

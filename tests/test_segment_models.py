@@ -82,7 +82,7 @@ def test_the_ensemble_of_both_models_goes_from_shards_to_its_score(
     init = f"--init_from={video}/run"
     more = ["--segment_labels", "--segment_context_frames=3", init]
     more += ["--mined_negatives=2"]  # of which inference knows nothing
-    assert train(shards, ignored, *dbof(), *more) == 0
+    assert train(shards, ignored, *dbof(), *more, "--frames=0") == 0
     folders = f"--video_embeddings={video}/train.embeddings,{video}/validate.embeddings"
     more = [init, folders, "--learning_rate_multipliers=segment_encoder=0.5"]
     validate = f"--eval_data_pattern={shards}/validate/*.tfrecord"
@@ -130,6 +130,18 @@ def test_the_ensemble_of_both_models_goes_from_shards_to_its_score(
         f"--segment_label_ids_file={context}/segment_label_ids.csv",
     )
     assert (tmp_path / "export.csv").read_text() == (tmp_path / "aware.csv").read_text()
+    # So does one of both models, in whatever order.
+    for first, second in ((ignored, context), (context, ignored)):
+        both = f"{tmp_path}/{first.name}"
+        done("export", f"--train_dir={first},{second}", f"--output_dir={both}-export")
+        done(
+            *("inference", f"--saved_model={both}-export", "--segment_labels"),
+            f"--input_data_pattern={shards}/validate/*.tfrecord",
+            f"--output_file={both}-first.csv",
+            f"--segment_label_ids_file={context}/segment_label_ids.csv",
+        )
+    firsts = [tmp_path / f"{run.name}-first.csv" for run in (ignored, context)]
+    assert firsts[0].read_text() == firsts[1].read_text()
 
 
 def test_the_video_changes_what_is_said_of_its_segments():

@@ -175,6 +175,7 @@ def test_files_that_are_missing_are_named(tmp_path):
     [
         ("c.scores[:, :1]", r"scores of the shape \(3, 1\) for \(3, 3\)"),
         ("c.scores * float('nan')", "scores that are not numbers"),
+        ("[[1, 2], [3]]", "gave no array of numbers"),
     ],
 )
 def test_what_a_function_gives_is_looked_at(tmp_path, result, message):

@@ -5,6 +5,7 @@ Benchmark", 2016, arXiv:1609.08675, and the dataset's releases of 2017 to 2019.
 """
 
 NUM_CLASSES = 3862  # releases of 2018 and 2019; 4,716 in 2017, 4,800 in 2016
+MOST_CLASSES = 1 << 14  # of any data whose labels are read and not looked at
 MAX_FRAMES = 300  # one frame a second; a few records hold 301
 
 FRAME_FEATURES = {"rgb": 1024, "audio": 128}  # bytes, one string a frame

@@ -106,9 +106,9 @@ def run(flags: shared.FlagValues) -> int:
 
         model, data, members = combine(loaded, weights, flags.method, classifier)
         more = {"ensemble": members}
-    # Of one that reads embeddings of whole videos, if there is one.
-    reads = max(loaded, key=lambda run: shared.EMBEDDING_SIZE in run.config.model.args)
-    reader = compress.evaluation_reader(flags, reads, data)
+    # One that reads embeddings of whole videos, if there is one, says what is read.
+    first = max(loaded, key=lambda r: r.config.model.args.get(shared.EMBEDDING_SIZE, 0))
+    reader = compress.evaluation_reader(flags, first, data)
     size, scores = 0, {}
 
     def check(directory: str) -> None:
@@ -126,7 +126,7 @@ def run(flags: shared.FlagValues) -> int:
             whole_files.write_file(path, json.dumps(record, indent=2) + "\n")
 
     export.write_export(
-        *(loaded[0], model, data, flags.output_dir, flags.top_k, flags.compress),
+        *(first, model, data, flags.output_dir, flags.top_k, flags.compress),
         check,
         **more,
     )

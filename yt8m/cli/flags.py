@@ -694,10 +694,11 @@ def parse_arguments(text: str, flag: str) -> dict[str, Any]:
     """Reads `name=value,name=value`, or a JSON object.
 
     Values are Python literals; anything else is a string. Commas inside brackets or
-    quotes do not separate.
+    quotes do not separate. A run keeps arguments as JSON: tuples are lists from the
+    first, so that they are the same when it goes on.
 
     Raises:
-        UserError: a part without `=`, or a name given twice.
+        UserError: a part without `=`, a name given twice, or a value that JSON has not.
     """
     text = text.strip()
     if text.startswith("{"):
@@ -723,7 +724,15 @@ def parse_arguments(text: str, flag: str) -> dict[str, Any]:
             )
         except (ValueError, SyntaxError):
             found[name] = value
-    return found
+    try:
+        return _in_json(found)
+    except TypeError as e:
+        raise UserError(f"{flag}={text} cannot be kept with the run: {e}.") from e
+
+
+def _in_json(value: Any) -> Any:
+    """`value` as it is after it was written and read."""
+    return json.loads(json.dumps(value))
 
 
 def format_arguments(arguments: dict[str, Any]) -> str:
@@ -885,7 +894,7 @@ def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
     if stored.model.name in registry.names():
         known = registry.arguments(registry.get(stored.model.name).cls) | known
     for name, value in model_args(flags).items():
-        if name not in known or known[name] != value:
+        if name not in known or _in_json(known[name]) != value:
             was = f"{name}={known[name]}" if name in known else f"no argument {name}"
             raise UserError(f"The run was started with {was}, not {name}={value}.")
 

@@ -49,7 +49,7 @@ from absl import flags as absl_flags
 
 from yt8m import schema
 from yt8m.cli import flags as shared
-from yt8m.config import FrameSelection, RunConfig
+from yt8m.config import DataConfig, FrameSelection, RunConfig
 from yt8m.errors import UserError
 
 log = logging.getLogger("yt8m")
@@ -305,27 +305,10 @@ def _predict(flags: shared.FlagValues) -> int:
     data = config.data
     shared.warn_of_segments(flags, config)
     _check_vocabulary(flags, data.num_classes)
-    # A model that was trained on segments predicts whole videos too.
-    data, options = shared.evaluated_data(
-        flags, dataclasses.replace(data, segments=False)
-    )
-    # Of a segment; none is skipped in it.
-    most_frames = data.frames.evaluated().count
+    data, options, most_frames = _data_read(flags, data, origin)
     if flags.segment_labels:
-        if data.level != "frame":
-            raise UserError(
-                f"--segment_labels needs a frame-level model; {origin} is of a "
-                "video-level one, which sees no frames."
-            )
-        if data.frames.scene_threshold is not None:
-            raise UserError(
-                f"{origin} takes a frame of each scene (--scene_threshold="
-                f"{data.frames.scene_threshold}); segments have none: leave out "
-                "--segment_labels."
-            )
         classes = _segment_classes(flags, data.num_classes)
         steps = _segment_options(flags), _rescoring(flags, classes)
-        data = dataclasses.replace(data, frames=FrameSelection())
     reader = pipeline.Reader(
         pipeline.check_files(files, data, wanted_by=origin),
         data,
@@ -382,6 +365,34 @@ def _predict(flags: shared.FlagValues) -> int:
     shared.report_left_out(reader)
     print(f"{said} by {origin}: {output_file}")
     return 0
+
+
+def _data_read(
+    flags: shared.FlagValues, data: DataConfig, origin: str
+) -> tuple[DataConfig, dict[str, Any], int | None]:
+    """What is read of a run's data, the reader's options, and the most frames that the
+    model takes of a segment (None: all)."""
+    # A model that was trained on segments predicts whole videos too.
+    data, options = shared.evaluated_data(
+        flags, dataclasses.replace(data, segments=False)
+    )
+    most_frames = data.frames.evaluated().count
+    if flags.segment_labels:
+        if data.level != "frame":
+            raise UserError(
+                f"--segment_labels needs a frame-level model; {origin} is of a "
+                "video-level one, which sees no frames."
+            )
+        if data.frames.scene_threshold is not None:
+            raise UserError(
+                f"{origin} takes a frame of each scene (--scene_threshold="
+                f"{data.frames.scene_threshold}); segments have none: leave out "
+                "--segment_labels."
+            )
+        data = dataclasses.replace(data, frames=FrameSelection())  # skips none
+    if flags.output == "embeddings":  # also of videos with classes that are new
+        data = dataclasses.replace(data, num_classes=schema.MOST_CLASSES)
+    return data, options, most_frames
 
 
 def _take_off_slash(flags: shared.FlagValues) -> None:

@@ -12,12 +12,11 @@ in their checkpoints and need the file no more.
 
 from absl import flags as absl_flags
 
+from yt8m import schema
 from yt8m.cli import flags as shared
+from yt8m.errors import UserError
 
 LOCAL = ("output_file",)
-
-# Labels are read with the features, and not used.
-_MOST_CLASSES = 1 << 14
 
 
 def define(flags: shared.FlagValues) -> None:
@@ -42,16 +41,23 @@ def run(flags: shared.FlagValues) -> int:
     import numpy as np
 
     from yt8m.config import DataConfig
-    from yt8m.data import whitening
+    from yt8m.data import pipeline, whitening
     from yt8m.progress import Progress
 
+    shared.require(flags, "input_data_pattern", "No data to fit")
     shared.require(flags, "output_file", "No file to write")
-    shared.prepare_output(flags, "output_file")
+    files = pipeline.list_files(flags.input_data_pattern, "--input_data_pattern")
+    shared.prepare_output(flags, "output_file", files)
     features = shared.parse_features(flags.feature_names, flags.feature_sizes)
+    if (flags.components or 0) > sum(features.values()):
+        raise UserError(
+            f"--components={flags.components} is more than the {sum(features.values())}"
+            " values of the features."
+        )
     reader = shared.reader(
         flags,
         "input_data_pattern",
-        DataConfig("video", features, num_classes=_MOST_CLASSES),
+        DataConfig("video", features, num_classes=schema.MOST_CLASSES),
         wanted_by="a normalisation",
         batch_size=1024,
     )

@@ -515,11 +515,29 @@ def _fingerprint(step: Step, reads: Sequence[str], directory: str) -> str:
             remote.prepare(pattern, f"{step.name}: ")
         files += list_files(pattern, "the data")
     for argument in step.command[1:]:  # such as --model_module=FILE
-        value = argument.partition("=")[2]
-        if os.path.isfile(value) and not value.startswith(f"{directory}/"):
-            files.append(value)
+        for value in _texts(argument):
+            if os.path.isfile(value) and not value.startswith(f"{directory}/"):
+                files.append(value)
     whole = [step.command, list(reads), [(f, *_state(f)) for f in files]]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+def _texts(argument: str) -> Iterator[str]:
+    """The value of a flag, and all texts in the value of one of arguments."""
+    name, _, value = argument.partition("=")
+    yield value
+    waiting = []
+    if name.endswith("_args"):  # such as --model_args=normalization=FILE
+        with contextlib.suppress(UserError):  # the step will say what is wrong
+            waiting.append(shared.parse_arguments(value, name))
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, str):
+            yield found
+        elif isinstance(found, dict):
+            waiting += found.values()
+        elif isinstance(found, list):
+            waiting += found
 
 
 def _state(path: str) -> tuple[int, int]:

@@ -29,11 +29,13 @@ def find_fault(
     config: DataConfig,
     float_features: Collection[str] = (),
     needs_id: bool = False,
+    video_labels: bool = False,
 ) -> tuple[str, str | None]:
     """The record's id, as far as it is known, and its fault; None if it parses.
 
     If segments are wanted, the record is the video's, uncut; it parses if each of its
-    rated segments does. If ids are needed, one without is at fault, too.
+    rated segments does. If ids are needed, one without is at fault, too; so are wrong
+    labels of a whole video if segments come with them.
     """
     video_id = read_id(serialized)
     try:
@@ -43,7 +45,12 @@ def find_fault(
             else [serialized]
         )
         if examples:
-            parse_batch(tf.constant(examples), config, float_features=float_features)
+            parse_batch(
+                tf.constant(examples),
+                config,
+                float_features=float_features,
+                video_labels=video_labels,
+            )
     except DataError as e:
         said = str(e)
     except tf.errors.OpError as e:
@@ -60,7 +67,7 @@ def find_fault(
     fault = _wrong_kinds(context) or _wrong_features(record, config, float_features)
     if not fault and config.segments:
         fault = _wrong_segments(record, config)
-    elif not fault:
+    if not fault and (video_labels or not config.segments):
         fault = _wrong_labels(record.labels or [], config.num_classes, "label")
     return video_id, fault or said
 

@@ -77,7 +77,7 @@ def select_frames(
         first += start
     count = selection.count
     if count is None:
-        count = _largest(available)
+        count = tf.maximum(_largest(available), 1)  # which a bootstrap looks at
         indices = first_frames(available, count)
     elif seed is None:
         indices = even_frames(available, count)
@@ -92,10 +92,10 @@ def select_frames(
         draws = uniform(width, tf.random.fold_in(seed, _BOOTSTRAP))
         again, taken = bootstrap(taken, augmentation.bootstrap, draws)
         indices = tf.gather(indices, again, batch_dims=1)
-    indices = first[:, None] + indices
+    indices = (first[:, None] + indices)[:, : _largest(taken)]
     if places is not None:
         indices = tf.gather(places, indices, batch_dims=1)
-    return indices[:, : _largest(taken)], taken
+    return indices, taken
 
 
 def crop(

@@ -427,7 +427,10 @@ class Reader:
         """Reports the bad records among those of `examples` (file and number)."""
         for start in range(0, len(examples), _EXAMINED_AT_ONCE):
             readable = list(self._read(examples[start : start + _EXAMINED_AT_ONCE]))
-            options = {"float_features": self.float_features}
+            options = {
+                "float_features": self.float_features,
+                "video_labels": self._video_labels,
+            }
             try:
                 serialized = [
                     example

@@ -10,6 +10,7 @@ letters: B records, T frames, C classes.
 """
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -381,6 +382,8 @@ def parse_frame_batch(
         return values
 
     selection = config.frames if seed is not None else config.frames.evaluated()
+    if config.segments:  # of a few frames, none of which is an opening
+        selection = dataclasses.replace(selection, skip_first=0)
     # Copying a frame as a string costs about four times its decoding.
     few = 4 * (selection.count or max_frames) <= max_frames
     breaks, indices = None, None

@@ -40,6 +40,21 @@ class _Combination:
         self.input_names = list(dict.fromkeys(names))
 
     @property
+    def video_embedding_size(self) -> int:
+        """The numbers of the embeddings of whole videos that members read.
+
+        Raises:
+            UserError: they read embeddings of different sizes.
+        """
+        sizes = {getattr(member, "video_embedding_size", 0) for member in self.members}
+        if len(sizes - {0}) > 1:
+            raise UserError(
+                "The runs read embeddings of whole videos of different sizes: "
+                f"{', '.join(map(str, sorted(sizes - {0})))}."
+            )
+        return max(sizes)
+
+    @property
     def variables(self) -> list[Any]:
         return [v for member in self.members for v in member.variables]
 

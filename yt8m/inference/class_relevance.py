@@ -163,7 +163,13 @@ def _checked(function: Callable[[Candidates], Any], path: str) -> ClassRelevance
     """`function`, whose results are looked at."""
 
     def scored(candidates: Candidates) -> np.ndarray:
-        scores = np.asarray(function(candidates), np.float32)
+        given = function(candidates)
+        try:
+            scores = np.asarray(given, np.float32)
+        except (TypeError, ValueError) as e:
+            raise UserError(
+                f"--class_relevance={path}: {FUNCTION} gave no array of numbers: {e}."
+            ) from e
         if scores.shape != candidates.scores.shape:
             raise UserError(
                 f"--class_relevance={path}: {FUNCTION} gave scores of the shape "

@@ -178,6 +178,7 @@ class Teacher:
             path = self._settings.teacher
             taught_by = runs.read_config(path)
             _refuse_other_data(taught_by.data, config.data, path)
+            _refuse_other_embeddings(taught_by, config, path)
             self._frames = _frames_of(taught_by.data, config.data, path)
             self._model = runs.load_run(path, self._settings.teacher_checkpoint).model
         self._predict = self._part_logits
@@ -283,6 +284,18 @@ def _refuse_other_data(teacher: DataConfig, student: DataConfig, path: str) -> N
             )
 
 
+def _refuse_other_embeddings(teacher: RunConfig, student: RunConfig, path: str) -> None:
+    """Raises `UserError` if the teacher reads embeddings that the student does not."""
+    wanted, size = (
+        run.model.args.get("video_embedding_size") or 0 for run in (teacher, student)
+    )
+    if wanted not in (0, size):
+        raise UserError(
+            f"--teacher={path} reads embeddings of whole videos, of {wanted} numbers, "
+            "which this run does not: take a teacher that sees segments alone."
+        )
+
+
 def _frames_of(
     teacher: DataConfig, student: DataConfig, path: str
 ) -> tuple[FrameSelection, int] | None:
@@ -301,19 +314,26 @@ def _frames_of(
         return None
 
     def drawn(frames):
-        return frames.count, frames.count and frames.method, frames.skip_first
+        taken = frames.count, frames.count and frames.method, frames.scene_threshold
+        return *taken, 0 if student.segments else frames.skip_first
 
     most = teacher.max_frames
-    alike = drawn(teacher.frames) == drawn(student.frames)
+    segments = teacher.segments and student.segments
+    context = teacher.segment_context_frames, student.segment_context_frames
+    same_cut = not segments or context[0] == context[1]
+    alike = drawn(teacher.frames) == drawn(student.frames) and same_cut
     if alike and (most == student.max_frames or student.segments):
         return None
     whole = student.frames.count is None and student.frames.skip_first == 0
+    # Where scenes end is found by the reader, which cuts segments too.
+    scenes = teacher.frames.scene_threshold, student.frames.scene_threshold
+    whole = whole and same_cut and scenes == (None, None)
     if whole and (most <= student.max_frames or student.segments):
         return teacher.frames.evaluated(), most
     raise UserError(
         f"--teacher={path} reads {_in_words(teacher)}, this run {_in_words(student)}: "
-        "give --frames=0 and the teacher's --max_frames, or its predictions for these "
-        "videos instead."
+        "give the teacher's flags of frames and segments, or --frames=0 and its "
+        "--max_frames, or its predictions for these videos instead."
     )
 
 
@@ -321,4 +341,8 @@ def _in_words(data: DataConfig) -> str:
     frames, most = data.frames, f"of the first {data.max_frames}"
     taken = f"{frames.count} ({frames.method})" if frames.count else "all"
     later = f" after {frames.skip_first}" if frames.skip_first else ""
+    if frames.scene_threshold is not None:
+        later += f" of different scenes (--scene_threshold={frames.scene_threshold})"
+    if data.segments and data.segment_context_frames:
+        later += f" with {data.segment_context_frames} around each segment"
     return f"{taken} {most} frames{later}"

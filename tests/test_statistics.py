@@ -166,11 +166,15 @@ def test_several_processes_write_what_one_writes(shards, tmp_path):
 
 
 def test_a_directory_with_other_settings_is_refused(shards, tmp_path):
-    write_statistics(shards, str(tmp_path), Settings())
-    stored = json.loads((tmp_path / "statistics.json").read_text())
+    (tmp_path / "out").mkdir()
+    write_statistics(shards, str(tmp_path / "out"), Settings())
+    stored = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert stored["statistics"] == ["mean", "std", "top5"]
     with pytest.raises(UserError, match="statistics.json has other settings"):
-        write_statistics(shards, str(tmp_path), Settings(("mean",)))
+        write_statistics(shards, str(tmp_path / "out"), Settings(("mean",)))
+    for path in (tmp_path / "out").glob("*.tfrecord"):
+        path.unlink()
+    write_statistics(shards, str(tmp_path / "out"), Settings(("mean",)))
 
 
 def test_a_directory_with_shards_of_other_files_is_refused(shards, tmp_path):

@@ -32,6 +32,7 @@ from yt8m.data.labels import read_each
 from yt8m.data.records import Record, encode_video_record, write_records
 from yt8m.errors import DataError, UserError, near_matches, reason
 from yt8m.progress import Progress
+from yt8m.whole_files import is_temporary
 
 STATISTICS = ("mean", "std", "min", "max", "median", "mode", "top")
 SETTINGS_FILE = "statistics.json"
@@ -198,8 +199,9 @@ def write_statistics(
         raise UserError("Two of the files have the same name; take them apart.")
     if any(source == output for source, output in pairs):
         raise UserError(f"--output_dir={output_dir} is where the frames are.")
-    left = [pair for pair in pairs if not tf.io.gfile.exists(pair[1])]
-    done = [source for source, output in pairs if (source, output) not in left]
+    there = [tf.io.gfile.exists(output) for output in outputs]
+    left = [pair for pair, done in zip(pairs, there, strict=True) if not done]
+    done = [source for (source, _), done in zip(pairs, there, strict=True) if done]
     _note_settings(output_dir, settings, [source for source, _ in pairs], done)
     # A video without frames does not tell the sizes of its features.
     _, sniffed = sniff_first([source for source, _ in pairs])
@@ -230,7 +232,9 @@ def _note_settings(
         UserError: what is there is of other settings, or of other files.
     """
     path = os.path.join(output_dir, SETTINGS_FILE)
-    noted = _read_settings(path)
+    names = tf.io.gfile.listdir(output_dir)
+    others = [n for n in names if n != SETTINGS_FILE and not is_temporary(n)]
+    noted = _read_settings(path) if others else {}  # all shards may be removed
     own = json.loads(json.dumps(asdict(settings)))
     if settings.centroids:
         own["centroids_sha256"] = _digest(settings.centroids)

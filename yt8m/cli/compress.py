@@ -124,7 +124,7 @@ def evaluation_reader(flags: shared.FlagValues, run: Any, data: Any) -> Any:
         for name in filter(lambda name: shared.given(flags, name), _OF_EVALUATION):
             raise UserError(f"--{name} is of the evaluation: give --eval_data_pattern.")
         return None
-    shared.take_over(flags, run.config, but=["on_bad_record"])
+    shared.take_over_for_scoring(flags, run.config)
     data, options = shared.evaluated_data(flags, data)
     model = run.config.model
     return shared.reader(

@@ -863,6 +863,15 @@ def take_over(flags: FlagValues, stored: RunConfig, but: Sequence[str] = ()) -> 
             flags[name].value = value
 
 
+def take_over_for_scoring(flags: FlagValues, stored: RunConfig) -> None:
+    """As `take_over`, for a command that scores: what training left out is not left
+    out, and batches are smaller only if those of the training were."""
+    take_over(flags, stored, but=("batch_size", "on_bad_record"))
+    if not given(flags, "batch_size"):
+        # A model that trained in small batches may be too large for others.
+        flags.batch_size = min(flags.batch_size, stored.training.batch_size)
+
+
 def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
     """Checks flags of the model that are given again for a run that knows them.
 
@@ -872,10 +881,7 @@ def check_repeated(flags: FlagValues, stored: RunConfig) -> None:
     from yt8m import registry  # which imports Keras
 
     segments = flags.segment_labels  # of this command, not of the run
-    take_over(flags, stored, but=("batch_size", "on_bad_record"))
-    if not given(flags, "batch_size"):
-        # A model that trained in small batches may be too large for others.
-        flags.batch_size = min(flags.batch_size, stored.training.batch_size)
+    take_over_for_scoring(flags, stored)
     flags.segment_labels = False
     data = dataclasses.replace(stored.data, segments=False)
     if not stored.data.segments:  # it says nothing of the frames around them

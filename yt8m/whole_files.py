@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -18,10 +19,20 @@ def write_file(path: str, content: str | bytes) -> None:
     Raises:
         UserError: it cannot be written; names the path and the reason.
     """
+    with replaced(path) as temporary, tf.io.gfile.GFile(temporary, "wb") as f:
+        f.write(content)
+
+
+@contextlib.contextmanager
+def replaced(path: str) -> Iterator[str]:
+    """Gives a temporary name; what is written there becomes `path` if nothing fails.
+
+    Raises:
+        UserError: it cannot be written; names the path and the reason.
+    """
     temporary = temporary_name(path)
     try:
-        with tf.io.gfile.GFile(temporary, "wb") as f:
-            f.write(content)
+        yield temporary
         tf.io.gfile.rename(temporary, path, overwrite=True)
     except BaseException as e:
         with contextlib.suppress(*_FILE_ERRORS):

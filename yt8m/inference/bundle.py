@@ -66,18 +66,12 @@ def write_bundle(run: Run, path: str) -> None:
     Raises:
         UserError: it cannot be written, or the user's file has an odd name.
     """
-    temporary = whole_files.temporary_name(path)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            _collect(run, folder)
-            _pack(folder, temporary)
-        tf.io.gfile.rename(temporary, path, overwrite=True)
-    except BaseException as e:
-        with contextlib.suppress(*_FILE_ERRORS):
-            tf.io.gfile.remove(temporary)
-        if isinstance(e, _FILE_ERRORS):
-            raise UserError(f"{path} cannot be written: {runs.reason(e)}") from e
-        raise
+    with (
+        whole_files.replaced(path) as temporary,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        _collect(run, folder)
+        _pack(folder, temporary)
 
 
 def _collect(run: Run, folder: str) -> None:
